@@ -1,0 +1,31 @@
+"""Errors a user can act on: what was wrong, and what is accepted.
+
+The command line prints the message and exits 1; the server answers with `status` and the message. Anything else that
+is raised is a bug. Messages never hold patient data: no DICOM attribute values but UIDs, no voxel contents.
+"""
+
+from typing import ClassVar
+
+
+class PolyclError(Exception):
+    """The request cannot be served as it is; the message says what would be."""
+
+    status: ClassVar[int] = 400
+
+
+class InputError(PolyclError):
+    """An image, label or parameter that cannot be used."""
+
+    status: ClassVar[int] = 422
+
+
+class NotFoundError(PolyclError):
+    """A name that nothing here has: an image, a model, a label."""
+
+    status: ClassVar[int] = 404
+
+
+class ModelError(PolyclError):
+    """Weights that are missing, of the wrong hash, or no checkpoint of ours."""
+
+    status: ClassVar[int] = 424
