@@ -1,0 +1,121 @@
+"""A model in one file: safetensors weights and a typed header that says how to use them and where they come from.
+
+Nothing in such a file is code: it is read by safetensors and pydantic alone. It is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from polycl.errors import ModelError
+from polycl.files import sha256_of, write_atomically
+from polycl.window import Window
+
+if TYPE_CHECKING:
+    import torch
+
+METADATA_KEY = "polycl"
+
+
+class Typed(BaseModel):
+    """Frozen, and a wrong key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkConfig(Typed):
+    """What `polycl.segmenter.network.build` needs to build the network."""
+
+    architecture: Literal["unet", "resnet18"] = "unet"
+    features: tuple[int, int, int, int, int, int] = (16, 32, 64, 128, 256, 16)
+    norm: Literal["batch", "instance"] = "batch"
+    negative_slope: float = 0.2
+    dropout: float = 0.0
+    classes: int = Field(default=2, ge=2, le=256)
+
+
+class Preprocessing(Typed):
+    """How a slice becomes the network's input."""
+
+    window: Window = Window(level=40, width=400)
+    spacing: float = Field(default=1.5, gt=0, description="in-plane pixel spacing, mm")
+    size: int = Field(default=256, gt=0, description="pixels a side of a training crop")
+
+
+class Provenance(Typed):
+    """Where the weights come from."""
+
+    data: tuple[str, ...] = ()
+    command: str = ""
+    parent: str = ""
+    created: str = ""
+    figures: dict[str, float] = {}
+    notes: str = ""
+
+
+class Header(Typed):
+    """All that travels with the weights of a segmenter."""
+
+    kind: Literal["segmenter", "encoder"] = "segmenter"
+    format: Literal[1] = 1
+    network: NetworkConfig = NetworkConfig()
+    preprocessing: Preprocessing = Preprocessing()
+    labels: dict[str, int] = Field(default={}, description="name to id, 1..N without gaps")
+    largest: dict[str, int] = Field(default={}, description="label name to the number of 3D components kept")
+    provenance: Provenance = Provenance()
+
+
+def save(path: Path, weights: Mapping[str, torch.Tensor], header: BaseModel, *, key: str = METADATA_KEY) -> str:
+    """Write weights and header to `path`, atomically. Returns the file's sha256."""
+    from safetensors.torch import save as to_bytes
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    data = to_bytes(tensors, metadata={key: header.model_dump_json()})
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load(path: Path, *, sha256: str | None = None) -> tuple[Header, dict[str, torch.Tensor]]:
+    """Header and weights (on the CPU) of the checkpoint at `path`.
+
+    Raises ModelError where the file is missing, has another hash than `sha256`, or is no checkpoint of ours.
+    """
+    if not path.is_file():
+        raise ModelError(f"the weights {path} are missing")
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
+        raise ModelError(
+            f"the weights {path.name} have sha256 {found[:12]}…, but {sha256[:12]}… is expected: fetch them again"
+        )
+    _refuse_pickle(path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path.name} is no safetensors file, or a damaged one: {error}") from None
+    return parse_header(metadata.get(METADATA_KEY), path), weights
+
+
+def parse_header(text: str | None, path: Path) -> Header:
+    """The header in a checkpoint's metadata; ModelError if it is absent or not of this version."""
+    if text is None:
+        raise ModelError(f"{path.name} has no PolyCL header; checkpoints come from polycl finetune or the catalogue")
+    try:
+        return Header.model_validate(json.loads(text))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise ModelError(f"the header of {path.name} is not one this version reads: {error}") from None
+
+
+def _refuse_pickle(path: Path) -> None:
+    start = path.open("rb").read(2)
+    if start[:1] == b"\x80" or start == b"PK":
+        raise ModelError(
+            f"{path.name} is a pickle, which can run code when loaded; only safetensors files are accepted"
+        )

@@ -1,0 +1,138 @@
+"""A trained segmenter on a volume: batches of axial slices in, a label map in the caller's own grid out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import nn
+
+from polycl import checkpoints, devices
+from polycl.errors import ModelError, NotFoundError
+from polycl.segmenter.network import STRIDE, SegmentationNetwork, fold_batch_norm
+from polycl.slices import SliceGrid
+from polycl.volume import Volume
+
+Progress = Callable[[int, int], None]
+"""Called with slices done and slices in all."""
+
+BATCH_PIXELS = {"cpu": 2 * 256 * 256, "cuda": 32 * 256 * 256}
+"""Network input pixels in one batch: on a CPU few, so that feature maps stay near the caches."""
+
+
+class Segmenter:
+    """One model on one device. Calls may come from several threads; the network runs one at a time."""
+
+    def __init__(self, header: checkpoints.Header, network: nn.Module, where: devices.Device) -> None:
+        self.header = header
+        self.where = where
+        folded = fold_batch_norm(network.eval().requires_grad_(False))
+        self._network = folded.to(where.device, where.dtype).to(memory_format=torch.channels_last)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: Path, *, sha256: str | None = None, device: str = "auto", precision: str = "auto") -> Segmenter:
+        """The segmenter in the checkpoint at `path`; ModelError if it is missing, altered or none of ours."""
+        where = devices.choose(device, precision)
+        header, weights = checkpoints.load(path, sha256=sha256)
+        if header.kind != "segmenter":
+            raise ModelError(f"{path.name} holds an {header.kind}, not a segmenter; polycl finetune makes one from it")
+        network = SegmentationNetwork(header.network)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError:
+            raise ModelError(f"the weights in {path.name} do not fit the network that its header describes") from None
+        return cls(header, network, where)
+
+    def segment(
+        self,
+        volume: Volume,
+        labels: Sequence[str] | None = None,
+        progress: Progress | None = None,
+        *,
+        crop: bool = True,
+    ) -> Volume:
+        """Label map (uint8, ids as in `header.labels`) of a CT in HU, on the same grid in the caller's own axes.
+
+        Args:
+            volume: a CT in HU with any axis order.
+            labels: names to keep; the others become background. All of them if None.
+            progress: called after each batch.
+            crop: leave out the air around the body, which costs time and holds no organ.
+        """
+        keep = self._ids(labels)
+        canonical = volume.canonical()
+        result = volume.with_voxels(np.zeros_like(volume.voxels, dtype=np.uint8))
+        out = result.canonical().voxels
+        grid = SliceGrid.of(canonical, self.header.preprocessing.spacing, STRIDE, crop=crop)
+        batch = max(1, BATCH_PIXELS[self.where.device.type] // (grid.padded[0] * grid.padded[1]))
+        x0, x1, y0, y1 = grid.box
+        depth = canonical.shape[2]
+        for start in range(0, depth, batch):
+            stop = min(start + batch, depth)
+            logits = self.logits(grid.read(canonical, self.header.preprocessing.window, start, stop))
+            classes = grid.restore(logits).argmax(dim=1).to(torch.uint8).cpu().numpy()
+            out[x0:x1, y0:y1, start:stop] = np.moveaxis(classes, 0, 2)
+            if progress is not None:
+                progress(stop, depth)
+        self._clean(out, keep)
+        return result
+
+    @torch.inference_mode()
+    def logits(self, slices: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, classes, X, Y]` of windowed slices `[B, 1, X, Y]` whose sides are multiples of `STRIDE`."""
+        with self._lock:
+            return self._network(slices.to(self.where.device, self.where.dtype, memory_format=torch.channels_last))
+
+    def _ids(self, labels: Sequence[str] | None) -> set[int]:
+        known = self.header.labels
+        unknown = [name for name in labels or () if name not in known]
+        if unknown:
+            raise NotFoundError(
+                f"this model has no label {', '.join(map(repr, unknown))}; its labels are {', '.join(known)}"
+            )
+        return {known[name] for name in (known if labels is None else labels)}
+
+    def _clean(self, out: NDArray[np.uint8], keep: set[int]) -> None:
+        for name, index in self.header.labels.items():
+            if index not in keep:
+                out[out == index] = 0
+            elif name in self.header.largest:
+                keep_largest(out, index, self.header.largest[name])
+
+
+def keep_largest(labels: NDArray[np.uint8], index: int, count: int) -> None:
+    """Clear, in place, all but the `count` largest 3D components (faces touching) of the voxels equal to `index`."""
+    box = _bounding_box(labels, index)
+    if box is None:
+        return
+    inside = labels[box]
+    components, found = ndimage.label(inside == index)
+    if found <= count:
+        return
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    dropped = np.ones(found + 1, dtype=bool)
+    dropped[np.argsort(sizes)[-count:]] = False
+    dropped[0] = False
+    inside[dropped[components]] = 0
+
+
+def _bounding_box(labels: NDArray[np.uint8], index: int) -> tuple[slice, slice, slice] | None:
+    """The box of the voxels equal to `index`, found slice by slice so that no copy of the volume is made."""
+    low, high = np.array(labels.shape), np.zeros(3, dtype=int)
+    for z in range(labels.shape[2]):
+        hits = labels[:, :, z] == index
+        rows = np.flatnonzero(hits.any(axis=1))
+        if len(rows):
+            columns = np.flatnonzero(hits.any(axis=0))
+            low = np.minimum(low, (rows[0], columns[0], z))
+            high = np.maximum(high, (rows[-1] + 1, columns[-1] + 1, z + 1))
+    if (high == 0).all():
+        return None
+    return (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))

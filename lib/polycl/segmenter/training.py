@@ -1,0 +1,221 @@
+"""Fine-tuning: labelled slices in, the best checkpoint on whole validation volumes out.
+
+One loop on Lightning Fabric, so that a CPU, a GPU or several run the same code. Every few steps the state is written
+atomically beside the checkpoint; a run that was killed continues from there.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from monai.losses import DiceCELoss
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Subset
+
+from polycl import checkpoints
+from polycl.checkpoints import Header
+from polycl.dataset import Case, LabelledSlice, Target
+from polycl.devices import Device
+from polycl.files import write_atomically
+from polycl.metrics import dice
+from polycl.segmenter.augment import Augmentation, TrainingCrops
+from polycl.segmenter.inference import Segmenter
+from polycl.segmenter.network import SegmentationNetwork
+
+MIXED: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+"""Lightning Fabric's names for our precisions."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train."""
+
+    steps: int = 3000
+    batch: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    warm_up: int = 100
+    average: float = 0.995
+    validate_every: int = 500
+    negative_share: float = 0.25
+    seed: int = 0
+    workers: int = 0
+
+    def rate(self, step: int) -> float:
+        """Share of the peak learning rate: linear warm-up, then a cosine down to nothing."""
+        if step < self.warm_up:
+            return (step + 1) / self.warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - self.warm_up) / max(1, self.steps - self.warm_up)))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Slices with labels, slices known to hold none of them, and whole cases to score by."""
+
+    slices: list[LabelledSlice]
+    negatives: list[LabelledSlice]
+    validation: Sequence[tuple[Case, Sequence[Target]]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the loop tells about: `dice` is the validation figure where one was just taken."""
+
+    step: int
+    steps: int
+    loss: float
+    slices_per_second: float
+    dice: float | None = None
+
+
+def finetune(
+    header: Header,
+    data: TrainingData,
+    output: Path,
+    *,
+    schedule: Schedule,
+    augmentation: Augmentation,
+    encoder: dict[str, torch.Tensor] | None = None,
+    where: Device,
+    report: Callable[[Report], None] = lambda _: None,
+) -> float:
+    """Train a segmenter and keep in `output` the weights with the best mean Dice on `data.validation`.
+
+    Args:
+        header: the network, preprocessing and labels of the checkpoint to be.
+        encoder: weights to start the encoder from.
+        report: called every ten steps and after each validation.
+
+    Returns that best Dice.
+    """
+    fabric = Fabric(accelerator=where.device.type, devices=1, precision=MIXED[where.precision])
+    fabric.seed_everything(schedule.seed, verbose=False)
+    network = SegmentationNetwork(header.network).to(memory_format=torch.channels_last)
+    if encoder is not None:
+        network.encoder.load_state_dict(encoder)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    model, optimiser = fabric.setup(network, optimiser)
+    average = AveragedModel(network, multi_avg_fn=exponential_average(schedule.average), use_buffers=True)
+    criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    state = _State(output.with_suffix(".resume"), network, average, optimiser)
+    state.restore(fabric.device)
+    first, start = state.step, time.perf_counter()
+    loader = fabric.setup_dataloaders(_loader(header, data, schedule, augmentation, first))
+    for step, (images, classes) in enumerate(loader, start=first):
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.learning_rate * schedule.rate(step)
+        loss = criterion(model(images.contiguous(memory_format=torch.channels_last)).float(), classes)
+        fabric.backward(loss)
+        optimiser.step()
+        optimiser.zero_grad()
+        average.update_parameters(network)
+        state.step = step + 1
+        score = None
+        if state.step % schedule.validate_every == 0 or state.step == schedule.steps:
+            score = evaluate(Segmenter(header, copy.deepcopy(average.module), where), data.validation)
+            if score >= state.best:
+                state.best = score
+                checkpoints.save(output, average.module.state_dict(), _with_figure(header, score, state.step))
+            state.keep()
+        if score is not None or state.step % 10 == 0:
+            speed = (state.step - first) * schedule.batch / (time.perf_counter() - start)
+            report(Report(state.step, schedule.steps, loss.item(), speed, score))
+    state.file.unlink(missing_ok=True)
+    return state.best
+
+
+def _loader(
+    header: Header, data: TrainingData, schedule: Schedule, augmentation: Augmentation, first: int
+) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches from step `first` on: the same as those an uninterrupted run would have drawn there."""
+    crops = TrainingCrops(
+        data.slices,
+        data.negatives,
+        header.preprocessing,
+        items=schedule.steps * schedule.batch,
+        seed=schedule.seed,
+        negative_share=schedule.negative_share,
+        augmentation=augmentation,
+    )
+    rest = Subset(crops, range(first * schedule.batch, len(crops)))
+    return DataLoader(rest, batch_size=schedule.batch, num_workers=schedule.workers)
+
+
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
+
+def exponential_average(decay: float) -> Callable[[Tensors, Tensors, torch.Tensor | int], None]:
+    """An update for `AveragedModel` that forgets the first, poor weights: its decay rises to `decay` with the steps."""
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, count: torch.Tensor | int) -> None:
+        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
+        for kept, new in zip(averaged, current, strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(new.to(kept.dtype), weight)
+            else:
+                kept.copy_(new)
+
+    return update
+
+
+def evaluate(segmenter: Segmenter, validation: Sequence[tuple[Case, Sequence[Target]]]) -> float:
+    """Mean over cases and targets of the Dice of whole volumes; 0 if there is nothing to score."""
+    scores = []
+    for case, targets in validation:
+        image, label = case.read()
+        if label is None:
+            continue
+        predicted = segmenter.segment(image).voxels
+        for target in targets:
+            reference = torch.isin(torch.from_numpy(label.voxels.astype("uint8")), torch.tensor(target.ids)).numpy()
+            score = dice(predicted == segmenter.header.labels[target.name], reference)
+            if score is not None:
+                scores.append(score)
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+def _with_figure(header: Header, score: float, step: int) -> Header:
+    figures = {"validation_dice": round(score, 4), "step": step}
+    return header.model_copy(update={"provenance": header.provenance.model_copy(update={"figures": figures})})
+
+
+@dataclass
+class _State:
+    """What a run must remember to go on after it was interrupted."""
+
+    file: Path
+    network: SegmentationNetwork
+    average: AveragedModel
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    best: float = 0.0
+
+    def restore(self, device: torch.device) -> None:
+        """Take over what an interrupted run left, if it left anything."""
+        if not self.file.is_file():
+            return
+        kept = torch.load(self.file, weights_only=True, map_location=device)
+        for name in ("network", "average", "optimiser"):
+            getattr(self, name).load_state_dict(kept[name])
+        self.step, self.best = int(kept["step"]), float(kept["best"])
+
+    def keep(self) -> None:
+        """Write the state, atomically."""
+        parts = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimiser")}
+        buffer = io.BytesIO()
+        torch.save({**parts, "step": self.step, "best": self.best}, buffer)
+        write_atomically(self.file, buffer.getvalue())

@@ -1,0 +1,117 @@
+"""Typed settings from `POLYCL_*` environment variables; one writable state folder holds all that the program writes.
+
+Light on purpose: the command line imports it before anything heavy.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from polycl.errors import InputError
+
+PREFIX = "POLYCL_"
+
+
+def _default_state() -> Path:
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "polycl"
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().resolve()
+
+
+Folder = Annotated[Path, AfterValidator(_absolute)]
+
+
+class Settings(BaseSettings):
+    """What a user may set. Raises InputError for a wrong value and for a `POLYCL_*` variable that does not exist."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
+
+    state: Folder = Field(
+        default_factory=_default_state, description="writable folder for models, logs, caches, sessions"
+    )
+    weights: Folder | None = Field(default=None, description="a folder of more weights")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    max_voxels: int = Field(default=2000 * 1024 * 1024, gt=0, description="larger images are refused")
+
+    def __init__(self, **values: Any) -> None:
+        _refuse_unknown(os.environ)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError("; ".join(_sentence(dict(part)) for part in error.errors())) from None
+
+    @property
+    def models(self) -> Path:
+        """Published and fetched weights."""
+        return self.state / "models"
+
+    @property
+    def logs(self) -> Path:
+        """Rotating log files of the server."""
+        return self.state / "logs"
+
+    @property
+    def cache(self) -> Path:
+        """What can be made again: series from a PACS, results on their way to a client."""
+        return self.state / "cache"
+
+    @property
+    def sessions(self) -> Path:
+        """Images that clients sent, until they expire."""
+        return self.state / "sessions"
+
+    @property
+    def store(self) -> Path:
+        """Images and labels of the stores that the server keeps itself: the sample study, imported DICOM."""
+        return self.state / "store"
+
+    def prepare(self) -> None:
+        """Create the state folder and those inside it. InputError if it cannot be written."""
+        for folder in (self.state, self.models, self.logs, self.cache, self.sessions, self.store):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot create the state folder {folder} ({error.strerror}); {_hint()}") from None
+        if (reason := why_unwritable(self.state)) is not None:
+            raise InputError(f"the state folder {self.state} cannot be written ({reason}); {_hint()}")
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why no file can be made in `folder`, by trying; None if one can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
+def _hint() -> str:
+    return f"set {PREFIX}STATE to a folder that can be"
+
+
+def _variables() -> list[str]:
+    return [PREFIX + name.upper() for name in Settings.model_fields]
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    unknown = sorted({name for name in environment if name.upper().startswith(PREFIX)} - set(_variables()))
+    unknown = [name for name in unknown if name.upper() not in _variables()]
+    if unknown:
+        raise InputError(f"no setting {', '.join(unknown)}; the settings are {', '.join(_variables())}")
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    """One pydantic error as `POLYCL_DEVICE='gpu': …`."""
+    name = PREFIX + "_".join(str(part) for part in problem["loc"]).upper()
+    if problem["type"] == "extra_forbidden":
+        return f"no setting {name}; the settings are {', '.join(_variables())}"
+    return f"{name}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

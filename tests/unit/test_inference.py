@@ -1,0 +1,124 @@
+"""Segmenting a volume: any axis order, any number of slices, the caller's grid."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from polycl import checkpoints
+from polycl.checkpoints import Header
+from polycl.errors import ModelError, NotFoundError
+from polycl.phantom import make_phantom
+from polycl.segmenter import Segmenter
+from polycl.segmenter.inference import keep_largest
+from polycl.volume import Volume
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_checkpoint: Path) -> Segmenter:
+    return Segmenter.load(tiny_checkpoint, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def ct() -> Volume:
+    return make_phantom(0, shape=(48, 40, 6), spacing=(8.0, 9.0, 30.0)).image
+
+
+def reordered(volume: Volume, axes: tuple[int, ...], flips: tuple[int, ...]) -> Volume:
+    """The same voxels at the same places, stored in another axis order."""
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for new, old in enumerate(axes):
+        matrix[old, new] = flips[new]
+        matrix[old, 3] += volume.shape[old] - 1 if flips[new] < 0 else 0
+    voxels = volume.voxels.transpose(axes)[tuple(slice(None, None, flip) for flip in flips)]
+    return Volume(np.ascontiguousarray(voxels), volume.affine @ matrix)
+
+
+def test_the_result_has_the_images_grid_and_the_models_ids(segmenter: Segmenter, ct: Volume) -> None:
+    result = segmenter.segment(ct)
+    assert result.same_grid(ct)
+    assert result.voxels.dtype == np.uint8
+    assert set(np.unique(result.voxels)) == {0, 1, 2}
+
+
+def test_every_axis_order_gives_the_same_patient(segmenter: Segmenter, ct: Volume) -> None:
+    expected = segmenter.segment(ct).canonical().voxels
+    for axes in itertools.permutations(range(3)):
+        for flips in itertools.product((1, -1), repeat=3):
+            other = reordered(ct, axes, flips)
+            result = segmenter.segment(other)
+            assert result.shape == other.shape
+            np.testing.assert_array_equal(result.canonical().voxels, expected)
+
+
+def test_the_number_of_slices_in_a_batch_does_not_matter(segmenter: Segmenter, ct: Volume) -> None:
+    whole = segmenter.segment(ct)
+    for z in range(ct.shape[2]):
+        one = Volume(ct.voxels[:, :, z : z + 1], ct.affine)
+        box = segmenter.segment(one, crop=False).voxels[:, :, 0]
+        full = segmenter.segment(ct, crop=False).voxels[:, :, z]
+        np.testing.assert_array_equal(box, full)
+    assert whole.shape == ct.shape
+
+
+def test_only_the_labels_asked_for_are_kept(segmenter: Segmenter, ct: Volume) -> None:
+    both, one = segmenter.segment(ct).voxels, segmenter.segment(ct, ["spleen"]).voxels
+    np.testing.assert_array_equal(one, np.where(both == 2, 2, 0))
+    assert not segmenter.segment(ct, []).voxels.any()
+
+
+def test_an_unknown_label_lists_the_known(segmenter: Segmenter, ct: Volume) -> None:
+    with pytest.raises(NotFoundError, match="its labels are liver, spleen"):
+        segmenter.segment(ct, ["kidney"])
+
+
+def test_progress_ends_at_the_last_slice(segmenter: Segmenter, ct: Volume) -> None:
+    seen: list[tuple[int, int]] = []
+    segmenter.segment(ct, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6)
+
+
+def test_padding_far_below_air_does_not_matter(segmenter: Segmenter, ct: Volume) -> None:
+    padded = ct.voxels.copy()
+    padded[padded < -1000] = -3024
+    np.testing.assert_array_equal(segmenter.segment(ct.with_voxels(padded)).voxels, segmenter.segment(ct).voxels)
+
+
+def test_precisions_agree_about_nearly_all_voxels(tiny_checkpoint: Path, segmenter: Segmenter, ct: Volume) -> None:
+    rough = Segmenter.load(tiny_checkpoint, device="cpu", precision="bf16")
+    assert (rough.segment(ct).voxels == segmenter.segment(ct).voxels).mean() > 0.97
+
+
+def test_weights_that_do_not_fit_their_header_are_refused(tmp_path: Path, tiny_header: Header) -> None:
+    path = tmp_path / "odd.safetensors"
+    checkpoints.save(path, {"a": torch.zeros(1)}, tiny_header)
+    with pytest.raises(ModelError, match="do not fit"):
+        Segmenter.load(path)
+
+
+def test_an_encoder_is_not_a_segmenter(tmp_path: Path, tiny_header: Header) -> None:
+    path = tmp_path / "encoder.safetensors"
+    checkpoints.save(path, {"a": torch.zeros(1)}, tiny_header.model_copy(update={"kind": "encoder"}))
+    with pytest.raises(ModelError, match="polycl finetune makes one"):
+        Segmenter.load(path)
+
+
+def test_largest_components_are_kept_in_place() -> None:
+    labels = np.zeros((9, 9, 4), dtype=np.uint8)
+    labels[0:4, 0:4], labels[6:8, 6:8, 1:3], labels[8, 0, 0], labels[5, 2, 2] = 1, 1, 1, 2
+    two = labels.copy()
+    keep_largest(two, 1, 2)
+    assert two[8, 0, 0] == 0
+    assert np.count_nonzero(two == 1) == 64 + 8
+    one = np.asfortranarray(labels)[::-1]
+    keep_largest(one, 1, 1)
+    assert np.count_nonzero(one == 1) == 64
+    assert np.count_nonzero(one == 2) == 1
+    untouched = np.zeros((2, 2, 2), dtype=np.uint8)
+    keep_largest(untouched, 1, 1)
+    assert not untouched.any()

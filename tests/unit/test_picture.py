@@ -1,0 +1,55 @@
+"""The picture of a result."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from polycl.errors import InputError
+from polycl.picture import COLOURS, HEIGHT, draw
+from polycl.volume import Volume
+from polycl.window import Window
+
+pytestmark = pytest.mark.unit
+
+WINDOW = Window(level=40, width=400)
+
+
+def patient() -> tuple[Volume, Volume]:
+    """Grey tissue with a label at the patient's left, front and top."""
+    hu = np.full((20, 16, 12), 40, dtype=np.int16)
+    ids = np.zeros(hu.shape, dtype=np.uint8)
+    ids[12:18, 10:14, 8:11] = 1
+    affine = np.diag([-3.0, 3.0, 4.0, 1.0])
+    return Volume(hu, affine), Volume(ids, affine)
+
+
+def test_the_patients_right_is_on_the_left_and_up_is_up(tmp_path: Path) -> None:
+    image, labels = patient()
+    assert image.axcodes == "LAS"
+    draw(image, labels, {"liver": 1}, tmp_path / "p.png", WINDOW)
+    picture = np.asarray(Image.open(tmp_path / "p.png"))[:HEIGHT]
+    organ = np.abs(picture.astype(int) - COLOURS[0]).sum(axis=2) < 30
+    scale = HEIGHT / max(16 * 3, 12 * 4, 12 * 4)
+    axial, coronal, sagittal = np.split(organ, [round(20 * 3 * scale), 2 * round(20 * 3 * scale)], axis=1)
+    for view in (axial, coronal, sagittal):
+        assert view.any()
+    # index 12..17 of an axis that runs to the left is the patient's left: the right half of the view
+    assert np.nonzero(axial.any(axis=0))[0].min() > axial.shape[1] * 0.5
+    assert np.nonzero(coronal.any(axis=0))[0].min() > coronal.shape[1] * 0.5
+    # front is at the top of the axial view and the left of the sagittal one, the head at the top of the others
+    assert np.nonzero(axial.any(axis=1))[0].max() < axial.shape[0] * 0.5
+    assert np.nonzero(coronal.any(axis=1))[0].max() < coronal.shape[0] * 0.5
+    assert np.nonzero(sagittal.any(axis=0))[0].max() < sagittal.shape[1] * 0.5
+
+
+def test_nothing_labelled_is_still_a_picture(tmp_path: Path) -> None:
+    image, labels = patient()
+    draw(image, labels.with_voxels(np.zeros_like(labels.voxels)), {"liver": 1}, tmp_path / "p.png", WINDOW)
+    assert Image.open(tmp_path / "p.png").height > HEIGHT
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write"):
+        draw(*patient(), {"liver": 1}, tmp_path / "no" / "p.png", WINDOW)
