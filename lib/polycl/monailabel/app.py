@@ -1,0 +1,140 @@
+"""The MONAI Label app. `apps/polycl/main.py` is how MONAI Label finds it."""
+
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings as server_settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.tasks.activelearning.first import First
+from monailabel.utils.sessions import Sessions
+
+import polycl
+from polycl.catalogue import Catalogue
+from polycl.errors import InputError, ModelError, NotFoundError
+from polycl.monailabel.config import AppConfig
+from polycl.monailabel.infer import Runtime, SegmentTask
+from polycl.monailabel.store import IMAGE_PATTERNS, LocalStore
+from polycl.monailabel.strategy import RandomImage
+from polycl.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SERIES_UID = re.compile(r"[0-9.]{1,64}")
+
+
+class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
+    """Registers one task for each segmenter of the catalogue, and the strategies that pick the next image."""
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        self.config = AppConfig.parse(conf or {})
+        settings = self.config.apply(Settings())
+        settings.prepare()
+        self.runtime = Runtime(settings)
+        self.catalogue = Catalogue.default(settings)
+        self._fetching = threading.Lock()
+        self._broken: dict[str, str] = {}
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=dict(conf or {}),
+            name="PolyCL",
+            description="Outlines organs on CT, and gets better with every label saved",
+            version=polycl.__version__,
+        )
+
+    def init_datastore(self) -> Datastore:
+        """A PACS for an http(s) address, else the folder of images."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        auto_reload = server_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
+        return LocalStore(self.studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload)
+
+    def init_infers(self) -> dict[str, SegmentTask]:
+        """One task for each segmenter; one that cannot be used is logged, and named to those who ask for it."""
+        tasks = {}
+        for name in self._names():
+            try:
+                tasks[name] = SegmentTask(self.catalogue.entry(name, "segmenter"), self.runtime)
+            except ModelError as error:
+                logger.warning("model %s is left out: %s", name, error)
+                self._broken[name] = str(error)
+        return tasks
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Which image comes next."""
+        return {"first": First(), "random": RandomImage()}
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """MONAI Label's inference, with an answer for models and images that are not there."""
+        model = str(request.get("model") or "")
+        if model in self._broken:
+            raise ModelError(self._broken[model])
+        if model not in self._infers:
+            raise NotFoundError(f"no model is called {model!r}; there are: {', '.join(self._infers) or 'none'}")
+        store = datastore or self.datastore()
+        image = request.get("image")
+        result = super().infer({**request, "image": self._image_path(image, store)}, store)
+        if request.get("save_label") and not Path(str(image)).is_absolute():
+            tag = request.get("label_tag", DefaultLabelTag.ORIGINAL)
+            info = {"model": model, "params": result["params"]}
+            result["label"] = store.save_label(image, result["file"], tag, info)
+        return dict(result)
+
+    def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """MONAI Label's batch inference, on the device of the settings: choosing a GPU itself, it fails without."""
+        return dict(super().batch_infer({**request, "multi_gpu": False}, datastore))
+
+    def on_init_complete(self) -> None:
+        """Called by the server that has just loaded this app, before its first request."""
+        from polycl.server.endpoints import protect
+
+        protect()
+        super().on_init_complete()
+
+    def _names(self) -> list[str]:
+        known = self.catalogue.names("segmenter")
+        if unknown := [name for name in self.config.models if name not in known]:
+            raise NotFoundError(f"--conf models {', '.join(unknown)}: no such model; there are: {', '.join(known)}")
+        return list(self.config.models) or known
+
+    def _image_path(self, image: object, store: Datastore) -> str:
+        """Path of an image in the store by its id, or an absolute path as it is (a file or session that a client sent).
+
+        Done here because MONAI Label takes an id for a path where one like it exists in the server's working folder.
+        """
+        if not isinstance(image, str) or not image:
+            raise InputError("the request names no image: give image=ID of one in the store, a file, or a session_id")
+        if Path(image).is_absolute() and Path(image).exists():
+            return image
+        path = self._remote_path(image, store) if isinstance(store, DICOMWebDatastore) else store.get_image_uri(image)
+        if not path or not Path(path).exists():
+            raise NotFoundError(f"no image {image!r} in this store; GET /datastore/?output=all lists them")
+        return str(path)
+
+    def _remote_path(self, series: str, store: DICOMWebDatastore) -> str:
+        """Fetch a series from the PACS, one at a time: a second request must not take the half of a series for all."""
+        if not SERIES_UID.fullmatch(series):
+            raise NotFoundError(f"no series {series!r}: images of a PACS are named by their SeriesInstanceUID")
+        with self._fetching:
+            try:
+                return str(store.get_image_uri(series))
+            except IndexError:  # the PACS lists no such series
+                raise NotFoundError(f"no series {series} in this PACS") from None
+
+    def _load_sessions(self, load: bool = False) -> Sessions | None:
+        """Images that clients sent; in the state folder unless MONAI Label was told another place."""
+        folder = server_settings.MONAI_LABEL_SESSION_PATH or str(self.runtime.settings.sessions)
+        return Sessions(folder, server_settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
+
+    def _download_dcmqi_tools(self) -> None:
+        """MONAI Label fetches a program from the network here; it is only needed to save labels to a PACS."""
+        if shutil.which("itkimage2segimage") is None:
+            logger.warning("itkimage2segimage is not on PATH: labels cannot be saved to this PACS as DICOM SEG")

@@ -1,0 +1,101 @@
+"""MONAI Label's endpoints, moved off the event loop.
+
+Each is an `async def` over blocking code, so one inference would stop the whole server. `protect` replaces it by one
+that checks its arguments, runs the original in a worker thread, and answers failures with a reason. What FastAPI does
+before (authorisation, parsing) and after (sending, background tasks) stays as it is.
+
+Inference has few threads of its own: a network computes one image at a time, another image may be read meanwhile, and
+the rest wait without holding up anything else. MONAI Label's own data is safe under threads because the store
+(`polycl.monailabel.store`) and the models (`polycl.monailabel.infer`) take one call at a time where they must.
+"""
+
+import asyncio
+import functools
+import importlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+from anyio.to_thread import run_sync
+from fastapi import Request
+from fastapi.routing import APIRoute
+
+from polycl.server.checks import check_arguments
+from polycl.server.problems import to_http
+
+Endpoint = Callable[..., Awaitable[Any]]
+
+MODULES = (
+    "activelearning",
+    "batch_infer",
+    "datastore",
+    "infer",
+    "info",
+    "login",
+    "logs",
+    "model",
+    "ohif",
+    "proxy",
+    "scoring",
+    "session",
+    "train",
+    "wsi_infer",
+)
+INFER_THREADS = 2
+OTHER_THREADS = 16
+_MARK = "_polycl_protected"
+_LIMITERS: RunVar[tuple[CapacityLimiter, CapacityLimiter]] = RunVar("polycl_limiters")
+
+
+def protect() -> None:
+    """Protect every endpoint of MONAI Label, once; before its first request."""
+    for route in _routes():
+        if not hasattr(route.endpoint, _MARK):
+            route.endpoint = in_thread(route.endpoint)
+            route.dependant.call = route.endpoint
+
+
+def _routes() -> Iterator[APIRoute]:
+    for name in MODULES:
+        router = importlib.import_module(f"monailabel.endpoints.{name}").router
+        yield from (route for route in router.routes if isinstance(route, APIRoute))
+
+
+def in_thread(endpoint: Endpoint) -> Endpoint:
+    """`endpoint` with the same signature, that checks its arguments and runs off the event loop."""
+    name = endpoint.__name__
+    inference = "infer" in name
+
+    @functools.wraps(endpoint)
+    async def protected(**arguments: Any) -> Any:
+        request = arguments.get("request")
+        if isinstance(request, Request):
+            await request.body()  # kept by the request: the thread's own event loop could not receive it
+        try:
+            return await run_sync(_call, endpoint, name, arguments, limiter=_limiter(inference))
+        except Exception as error:
+            answer = to_http(error)
+            raise answer from (None if answer is error else error)
+
+    setattr(protected, _MARK, True)
+    return protected
+
+
+def _call(endpoint: Endpoint, name: str, arguments: dict[str, Any]) -> Any:
+    check_arguments(name, arguments)
+    return asyncio.run(_await(endpoint, arguments))
+
+
+async def _await(endpoint: Endpoint, arguments: dict[str, Any]) -> Any:
+    return await endpoint(**arguments)
+
+
+def _limiter(inference: bool) -> CapacityLimiter:
+    """A limiter belongs to one event loop."""
+    try:
+        limiters = _LIMITERS.get()
+    except LookupError:
+        limiters = (CapacityLimiter(OTHER_THREADS), CapacityLimiter(INFER_THREADS))
+        _LIMITERS.set(limiters)
+    return limiters[inference]

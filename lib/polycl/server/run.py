@@ -1,0 +1,129 @@
+"""Start the server, and stop it in order."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polycl.errors import InputError
+from polycl.server.environment import configure, log_to
+from polycl.server.imports import Progress
+from polycl.server.studies import open_studies
+from polycl.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+HOST = "127.0.0.1"
+PORT = 8000
+SECONDS_TO_FINISH = 10
+"""How long a stopping server waits for requests that still run."""
+
+
+def run_server(
+    studies: str | Path | None = None,
+    *,
+    host: str = HOST,
+    port: int = PORT,
+    settings: Settings | None = None,
+    on_ready: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Serve `studies` (see `open_studies`) until SIGINT or SIGTERM.
+
+    Args:
+        port: 0 takes any free one.
+        on_ready: called with the server's address once it answers.
+        progress: called while a folder of DICOM is imported.
+
+    Raises InputError if the port is taken, or if the studies or the state folder cannot be used.
+    """
+    settings = settings or Settings()
+    settings.prepare()
+    with contextlib.closing(_bind(host, port)) as listener:
+        port = listener.getsockname()[1]
+        log_to(settings.logs)
+        app = create_app(open_studies(studies, settings, progress), settings, port=port)
+        _serve(app, listener, f"http://{f'[{host}]' if ':' in host else host}:{port}", on_ready)
+
+
+def create_app(studies: str, settings: Settings, *, port: int = PORT) -> FastAPI:
+    """MONAI Label's ASGI application over `studies`, a folder of images or a DICOMweb address, protected.
+
+    It is one for the process, as MONAI Label has it; a second call points it at other studies.
+    """
+    configure(studies, settings, port)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its allowed origins
+        from monailabel.app import app
+
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+
+    from polycl.server.endpoints import protect
+    from polycl.server.problems import internal
+
+    def unexpected(request: Request, error: Exception) -> JSONResponse:
+        answer = internal(error)
+        return JSONResponse({"detail": answer.detail}, answer.status_code)
+
+    protect()
+    app.exception_handlers[Exception] = unexpected
+    return app
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket on the port, taken before anything slow begins."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"port {port} of {host} cannot be used ({reason}); choose another with --port") from None
+    return listener
+
+
+def _serve(app: FastAPI, listener: socket.socket, address: str, on_ready: Callable[[str], None] | None) -> None:
+    import uvicorn
+    from monailabel.interfaces.utils.app import app_instance
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started and on_ready is not None:
+                on_ready(address)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            stopping.set()
+            await super().shutdown(sockets)
+
+    stopping = app_instance().runtime.stopping  # an app that cannot start says why here, not in uvicorn's log
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
+    server = Server(config)
+    with _quiet_signals():
+        server.run(sockets=[listener])
+    if not server.started:
+        raise InputError("the server did not start; its log says why")
+
+
+@contextlib.contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """uvicorn raises the signal that stopped it once more when it is done; that would end the process with an error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: None) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

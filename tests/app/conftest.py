@@ -1,0 +1,68 @@
+"""The server in this process, over a folder of tiny images in many orientations."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+from tiny_images import AFFINES, ct
+
+from polycl import checkpoints
+from polycl.checkpoints import Header
+from polycl.segmenter import Segmenter
+from polycl.segmenter.network import SegmentationNetwork
+from polycl.settings import Settings
+from polycl.volume import Volume, write_volume
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studies")
+    for seed, (name, affine) in enumerate(AFFINES.items()):
+        write_volume(Volume(ct(seed), affine), folder / f"{name}.nii.gz")
+    write_volume(Volume(ct(9), AFFINES["lps"]), folder / "as_nrrd.nrrd")
+    write_volume(Volume(ct(10, (36, 28, 1)), AFFINES["lps"]), folder / "one_slice.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_header: Header) -> Path:
+    """Random weights that give every class on every image here, which a few seeds do."""
+    torch.manual_seed(51)
+    network = SegmentationNetwork(tiny_header.network)
+    torch.nn.init.normal_(network.decoder.head.weight, std=2.0)
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    checkpoints.save(path, network.state_dict(), tiny_header)
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Settings:
+    return Settings(state=tmp_path_factory.mktemp("state"), weights=tiny_checkpoint.parent, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def client(studies: Path, settings: Settings) -> Iterator[TestClient]:
+    """A client of the running server. Exceptions become answers, as for a real client.
+
+    For one module at a time, because the server's settings are in the environment meanwhile.
+    """
+    from monailabel.config import settings as monailabel_settings
+
+    from polycl.server import create_app
+
+    before, environment = monailabel_settings.model_dump(), dict(os.environ)
+    app = create_app(str(studies), settings)
+    with TestClient(app, raise_server_exceptions=False) as running:
+        yield running
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, value in before.items():
+        setattr(monailabel_settings, name, value)
+
+
+@pytest.fixture(scope="session")
+def segmenter(tiny_checkpoint: Path) -> Segmenter:
+    return Segmenter.load(tiny_checkpoint, device="cpu", precision="fp32")

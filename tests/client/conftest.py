@@ -1,0 +1,106 @@
+"""A running server in a process of its own, started in both ways, over two tiny images."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polycl.volume import Volume, write_volume
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS_TO_START = 180
+SERVE = """
+import sys
+from polycl.server import run_server
+run_server(sys.argv[1], port=int(sys.argv[2]), on_ready=lambda address: print("ready", address, flush=True))
+"""
+
+
+def oblique() -> np.ndarray:
+    """A tilted and turned affine with unequal spacing."""
+    a, b = np.deg2rad((18.0, -25.0))
+    tilt = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    turn = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ turn @ np.diag([-4.0, -4.0, 5.0])
+    affine[:3, 3] = (80.0, 60.0, -200.0)
+    return affine
+
+
+AFFINES = {"axial": np.diag([-4.0, -4.0, 5.0, 1.0]), "oblique": oblique()}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images that no server writes to."""
+    from polycl.phantom import make_phantom
+
+    folder = tmp_path_factory.mktemp("images")
+    voxels = make_phantom(0, shape=(64, 52, 9), spacing=(6.0, 6.0, 20.0)).image.voxels
+    for name, affine in AFFINES.items():
+        write_volume(Volume(voxels, affine), folder / f"{name}.nii.gz")
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session", params=["polycl serve", "monailabel start_server"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, images: Path, tiny_checkpoint: Path
+) -> Iterator[str]:
+    """The address of a server over a copy of `images`."""
+    folder = tmp_path_factory.mktemp("server")
+    studies, app, port = folder / "studies", folder / "app", free_port()
+    shutil.copytree(images, studies)
+    shutil.copytree(ROOT / "apps" / "polycl", app, ignore=shutil.ignore_patterns("model", "lib", "logs", "bin"))
+    command = [sys.executable, "-c", SERVE, str(studies), str(port)]
+    if request.param != "polycl serve":
+        command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies"]
+        command += [str(studies), "--host", "127.0.0.1", "--port", str(port), "--conf", "sam2", "false"]
+    ours = {
+        "POLYCL_STATE": str(folder / "state"),
+        "POLYCL_WEIGHTS": str(tiny_checkpoint.parent),
+        "POLYCL_PRECISION": "fp32",
+        "POLYCL_DEVICE": "cpu",
+    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("POLYCL_", "MONAI_"))}
+    log = folder / "output.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=folder, env=clean | ours, stdout=output, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(address, process, log)
+        yield address
+        if request.param == "polycl serve":
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0, log.read_text()
+            assert f"ready {address}" in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the server answers; fail with its output if it ends first."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}/info/", timeout=SECONDS_TO_START).close()
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    pytest.fail(f"the server did not start:\n{log.read_text()}")
