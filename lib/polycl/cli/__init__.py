@@ -1,0 +1,35 @@
+"""The command line. Each command imports what it uses when it runs, so that `polycl --help` answers at once."""
+
+import sys
+
+import typer
+
+from polycl.cli import bench, evaluate, finetune, imports, models, segment, serve
+from polycl.errors import PolyclError
+
+app = typer.Typer(
+    name="polycl",
+    help="Outline organs on CT, and learn from every label saved. Research use, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("serve")(serve.serve)
+app.command("segment")(segment.segment)
+app.command("evaluate")(evaluate.evaluate)
+app.command("import")(imports.import_)
+app.command("finetune")(finetune.finetune)
+app.add_typer(models.app, name="models")
+app.command("bench")(bench.bench)
+
+
+def main() -> None:
+    """Run `polycl`. Exit code 0 done, 2 bad usage, 1 failed with one line on stderr, 130 interrupted."""
+    try:
+        app()
+    except PolyclError as error:
+        print(f"polycl: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,5 @@
+"""`python -m polycl.cli` is `polycl`."""
+
+from polycl.cli import main
+
+main()

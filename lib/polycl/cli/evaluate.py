@@ -1,0 +1,61 @@
+"""`polycl evaluate`: how well a label map agrees with a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polycl.cli import options
+from polycl.errors import InputError
+
+
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(help="A label map.")],
+    reference: Annotated[Path, typer.Argument(help="The reference label map, on the same grid.")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A label id, or N=M,M where the reference has several ids for it (1=1,6). May be repeated."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Dice, 95 % Hausdorff distance in mm and surface Dice (2 mm) of each label of one volume."""
+    pairs = [parse_label(text) for text in label or ()]
+    from polycl.metrics import compare
+    from polycl.volume import read_volume
+
+    ours, theirs = read_volume(prediction, kind="label"), read_volume(reference, kind="label")
+    if not pairs:
+        import numpy as np
+
+        present = {int(i) for i in np.unique(ours.voxels)} | {int(i) for i in np.unique(theirs.voxels)}
+        pairs = [(index, (index,)) for index in sorted(present - {0})]
+    rows = {str(index): compare(ours, theirs, index, reference_indices=ids).as_dict() for index, ids in pairs}
+    if as_json:
+        options.print_json({"labels": rows})
+        return
+    typer.echo(f"{'label':>5}  {'Dice':>6}  {'HD95 mm':>8}  {'surface Dice':>12}  {'ml':>9}  {'reference ml':>12}")
+    for name, row in rows.items():
+        figures = [_figure(row[key], digits) for key, digits in (("dice", 4), ("hd95_mm", 2), ("surface_dice", 4))]
+        typer.echo(
+            f"{name:>5}  {figures[0]:>6}  {figures[1]:>8}  {figures[2]:>12}"
+            f"  {_figure(row['predicted_ml'], 1):>9}  {_figure(row['reference_ml'], 1):>12}"
+        )
+
+
+def parse_label(text: str) -> tuple[int, tuple[int, ...]]:
+    """`N` or `N=M,M` to an id in the prediction and ids in the reference; InputError if it is neither."""
+    ours, _, theirs = text.partition("=")
+    try:
+        ids = tuple(int(number) for number in (theirs or ours).split(","))
+        pair = int(ours), ids
+    except ValueError:
+        raise InputError(f"{text!r} is no label; write an id such as 1, or 1=1,6") from None
+    if not all(0 < index < 256 for index in (pair[0], *ids)):
+        raise InputError(f"{text!r} is no label; ids are 1 to 255")
+    return pair
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

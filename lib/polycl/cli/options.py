@@ -1,0 +1,64 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from polycl.settings import Settings
+
+Model = Annotated[str, typer.Option(help="A model of the catalogue (see polycl models list), or a .safetensors file.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="File to write: .nii.gz, .nii, .nrrd or .seg.nrrd.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; POLYCL_DEVICE otherwise.")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16; POLYCL_PRECISION otherwise.")]
+AnyValues = Annotated[
+    bool, typer.Option("--any-values", help="Accept an image whose values do not look like CT in HU.")
+]
+Series = Annotated[str | None, typer.Option(help="SeriesInstanceUID, where a DICOM folder holds several series.")]
+
+
+def settings(device: str | None = None, precision: str | None = None) -> Settings:
+    """The settings from the environment, with what the command line gave on top."""
+    from polycl.settings import Settings
+
+    given = {"device": device, "precision": precision}
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def print_json(value: Any) -> None:
+    """`value` as indented JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left on stderr, if that is a terminal. Yields a function of (done, total)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
