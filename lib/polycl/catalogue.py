@@ -48,7 +48,7 @@ class Entry:
     def header(self) -> Header:
         """The header in the file, without loading its weights; ModelError if there is no such file."""
         if not self.path.is_file():
-            raise ModelError(f"the weights of {self.name} are missing: put {self.path.name} into {self.path.parent}")
+            raise self._missing()
         try:
             with safe_open(str(self.path), framework="numpy") as file:
                 return parse_header((file.metadata() or {}).get(METADATA_KEY), self.path)
@@ -58,11 +58,20 @@ class Entry:
     def verify(self) -> str:
         """The file's sha256; ModelError if it is missing or not the one expected."""
         if not self.path.is_file():
-            raise ModelError(f"the weights of {self.name} are missing: put {self.path.name} into {self.path.parent}")
+            raise self._missing()
         found = sha256_of(self.path)
         if self.sha256 not in (None, found):
-            raise ModelError(f"{self.path} has sha256 {found}, but {self.sha256} is expected: fetch it again")
+            raise ModelError(
+                f"{self.path.name} has sha256 {found}, but {self.sha256} is expected: fetch it again",
+                hint=f"it is in {self.path.parent}",
+            )
         return found
+
+    def _missing(self) -> ModelError:
+        return ModelError(
+            f"the weights of {self.name} are missing: there is no {self.path.name}",
+            hint=f"put it into {self.path.parent}",
+        )
 
 
 class Catalogue:

@@ -88,7 +88,7 @@ def load(path: Path, *, sha256: str | None = None) -> tuple[Header, dict[str, to
     Raises ModelError where the file is missing, has another hash than `sha256`, or is no checkpoint of ours.
     """
     if not path.is_file():
-        raise ModelError(f"the weights {path} are missing")
+        raise ModelError(f"the weights {path.name} are missing", hint=f"they are looked for in {path.parent}")
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise ModelError(
             f"the weights {path.name} have sha256 {found[:12]}…, but {sha256[:12]}… is expected: fetch them again"

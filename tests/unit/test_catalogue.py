@@ -38,8 +38,9 @@ def test_an_altered_file_fails_verification(tmp_path: Path, tiny_checkpoint: Pat
 def test_a_missing_file_says_where_to_put_it(tmp_path: Path, tiny_checkpoint: Path) -> None:
     entry = listing(tmp_path, tiny_checkpoint).entry("small")
     entry.path.unlink()
-    with pytest.raises(ModelError, match=r"put tiny\.safetensors into"):
+    with pytest.raises(ModelError, match=r"no tiny\.safetensors") as raised:
         entry.header()
+    assert raised.value.hint == f"put it into {entry.path.parent}"
 
 
 def test_an_unknown_name_lists_the_known(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -57,7 +57,7 @@ def verify(
             found = entry.verify()
             entry.header()
         except ModelError as error:
-            failures.append(str(error))
+            failures.append(error.in_full())
             continue
         typer.echo(f"{name}: sha256 {found[:16]}… {'as listed' if entry.sha256 else '(not in the catalogue)'}")
     if failures:

@@ -1,15 +1,12 @@
 """The MONAI Label app. `apps/polycl/main.py` is how MONAI Label finds it."""
 
 import logging
-import re
 import shutil
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monailabel.config import settings as server_settings
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -21,13 +18,12 @@ from polycl.catalogue import Catalogue
 from polycl.errors import InputError, ModelError, NotFoundError
 from polycl.monailabel.config import AppConfig
 from polycl.monailabel.infer import Runtime, SegmentTask
+from polycl.monailabel.pacs import SEG_WRITER, PacsStore
 from polycl.monailabel.store import IMAGE_PATTERNS, LocalStore
 from polycl.monailabel.strategy import RandomImage
 from polycl.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-SERIES_UID = re.compile(r"[0-9.]{1,64}")
 
 
 class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
@@ -39,7 +35,6 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         settings.prepare()
         self.runtime = Runtime(settings)
         self.catalogue = Catalogue.default(settings)
-        self._fetching = threading.Lock()
         self._broken: dict[str, str] = {}
         super().__init__(
             app_dir=app_dir,
@@ -64,7 +59,7 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
             try:
                 tasks[name] = SegmentTask(self.catalogue.entry(name, "segmenter"), self.runtime)
             except ModelError as error:
-                logger.warning("model %s is left out: %s", name, error)
+                logger.warning("model %s is left out: %s", name, error.in_full())
                 self._broken[name] = str(error)
         return tasks
 
@@ -114,27 +109,20 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
             raise InputError("the request names no image: give image=ID of one in the store, a file, or a session_id")
         if Path(image).is_absolute() and Path(image).exists():
             return image
-        path = self._remote_path(image, store) if isinstance(store, DICOMWebDatastore) else store.get_image_uri(image)
+        path = store.get_image_uri(image)
         if not path or not Path(path).exists():
             raise NotFoundError(f"no image {image!r} in this store; GET /datastore/?output=all lists them")
         return str(path)
-
-    def _remote_path(self, series: str, store: DICOMWebDatastore) -> str:
-        """Fetch a series from the PACS, one at a time: a second request must not take the half of a series for all."""
-        if not SERIES_UID.fullmatch(series):
-            raise NotFoundError(f"no series {series!r}: images of a PACS are named by their SeriesInstanceUID")
-        with self._fetching:
-            try:
-                return str(store.get_image_uri(series))
-            except IndexError:  # the PACS lists no such series
-                raise NotFoundError(f"no series {series} in this PACS") from None
 
     def _load_sessions(self, load: bool = False) -> Sessions | None:
         """Images that clients sent; in the state folder unless MONAI Label was told another place."""
         folder = server_settings.MONAI_LABEL_SESSION_PATH or str(self.runtime.settings.sessions)
         return Sessions(folder, server_settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
 
-    def _download_dcmqi_tools(self) -> None:
-        """MONAI Label fetches a program from the network here; it is only needed to save labels to a PACS."""
-        if shutil.which("itkimage2segimage") is None:
-            logger.warning("itkimage2segimage is not on PATH: labels cannot be saved to this PACS as DICOM SEG")
+    def _init_dicomweb_datastore(self) -> Datastore:
+        """MONAI Label would fetch a program from the network here; it is only needed to save labels to a PACS."""
+        if shutil.which(SEG_WRITER) is None:
+            logger.warning("%s is not on PATH: labels cannot be saved to this PACS as DICOM SEG", SEG_WRITER)
+        settings = self.runtime.settings
+        cache = server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.cache / "dicomweb"
+        return PacsStore(self.studies, Path(cache), settings.max_voxels)

@@ -36,23 +36,30 @@ _SHARED = (
 )
 
 
-class LocalStore(LocalDatastore):  # type: ignore[misc, unused-ignore]
-    """MONAI Label's local datastore, one call at a time.
+class IndexedStore(LocalDatastore):  # type: ignore[misc, unused-ignore]
+    """MONAI Label's index of images and labels in a folder, one call at a time.
 
-    Its index is emptied and filled again whenever a file changes, by a thread that watches the folder; without a lock
+    The index is emptied and filled again whenever a file changes, by a thread that watches the folder; without a lock
     a request at that moment finds no image.
     """
 
-    def __init__(self, folder: str, **options: Any) -> None:
-        check_store(Path(folder))
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         self._index_lock = threading.RLock()
         with self._index_lock:
-            super().__init__(folder, **options)
+            super().__init__(*arguments, **options)
+
+
+class LocalStore(IndexedStore):
+    """A folder of images; labels are saved under it. InputError if it does not exist or cannot be written."""
+
+    def __init__(self, folder: str, **options: Any) -> None:
+        check_store(Path(folder))
+        super().__init__(folder, **options)
 
 
 def _one_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def locked(self: LocalStore, *args: Any, **kwargs: Any) -> Any:
+    def locked(self: IndexedStore, *args: Any, **kwargs: Any) -> Any:
         with self._index_lock:
             return method(self, *args, **kwargs)
 
@@ -60,4 +67,4 @@ def _one_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name in _SHARED:
-    setattr(LocalStore, _name, _one_at_a_time(getattr(LocalDatastore, _name)))
+    setattr(IndexedStore, _name, _one_at_a_time(getattr(LocalDatastore, _name)))

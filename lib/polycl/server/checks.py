@@ -27,6 +27,8 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
         in_use = key != "image" or not arguments.get("session_id")
         if in_use and isinstance(value := arguments.get(key), str):
             _check_name(key, value)
+    if ".." in str(arguments.get("path", "")).replace("\\", "/").split("/"):  # out of the PACS's DICOMweb root
+        raise BadRequest("path may not hold ..")
     for key in ("params", "info"):
         if isinstance(text := arguments.get(key), str):
             _check_object(key, text)

@@ -75,6 +75,6 @@ _ANSWERS: dict[type[Exception], Callable[[Exception], HTTPException]] = {
     ImageNotFoundException: lambda _: HTTPException(404, "no such image in this store"),
     LabelNotFoundException: lambda _: HTTPException(404, "no such label in this store"),
     MONAILabelException: _monailabel,
+    requests.RequestException: _pacs,  # before the next: what a PACS answers is not the client's doing
     json.JSONDecodeError: lambda error: HTTPException(400, f"not JSON: {error}"),
-    requests.RequestException: _pacs,
 }

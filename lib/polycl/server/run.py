@@ -49,11 +49,11 @@ def run_server(
     with contextlib.closing(_bind(host, port)) as listener:
         port = listener.getsockname()[1]
         log_to(settings.logs)
-        app = create_app(open_studies(studies, settings, progress), settings, port=port)
+        app = create_app(open_studies(studies, settings, progress), settings, host=host, port=port)
         _serve(app, listener, f"http://{f'[{host}]' if ':' in host else host}:{port}", on_ready)
 
 
-def create_app(studies: str, settings: Settings, *, port: int = PORT) -> FastAPI:
+def create_app(studies: str, settings: Settings, *, host: str = HOST, port: int = PORT) -> FastAPI:
     """MONAI Label's ASGI application over `studies`, a folder of images or a DICOMweb address, protected.
 
     It is one for the process, as MONAI Label has it; a second call points it at other studies.
@@ -66,6 +66,7 @@ def create_app(studies: str, settings: Settings, *, port: int = PORT) -> FastAPI
     from fastapi.responses import JSONResponse
 
     from polycl.server.endpoints import protect
+    from polycl.server.origins import restrict_origins
     from polycl.server.problems import internal
 
     def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -73,6 +74,7 @@ def create_app(studies: str, settings: Settings, *, port: int = PORT) -> FastAPI
         return JSONResponse({"detail": answer.detail}, answer.status_code)
 
     protect()
+    restrict_origins(app, host, port)
     app.exception_handlers[Exception] = unexpected
     return app
 
