@@ -114,8 +114,8 @@ def parse_header(text: str | None, path: Path) -> Header:
 
 
 def _refuse_pickle(path: Path) -> None:
-    start = path.open("rb").read(2)
-    if start[:1] == b"\x80" or start == b"PK":
-        raise ModelError(
-            f"{path.name} is a pickle, which can run code when loaded; only safetensors files are accepted"
-        )
+    """A zip or a pickle by its first bytes. Those of a safetensors file may look alike, but its ninth is `{`."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] != b"{" and (start[:1] == b"\x80" or start[:2] == b"PK"):
+        raise ModelError(f"{path.name} is a pickle, which can run code when loaded; only safetensors are accepted")

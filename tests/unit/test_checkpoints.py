@@ -53,6 +53,16 @@ def test_a_pickle_is_refused_unread(tmp_path: Path, kind: str) -> None:
         checkpoints.load(path)
 
 
+def test_a_header_whose_length_starts_like_a_pickle_is_none(tmp_path: Path, tiny_header: Header) -> None:
+    for length in range(2, 130):
+        path = tmp_path / "m.safetensors"
+        checkpoints.save(path, {"a" * length: torch.zeros(1)}, tiny_header)
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    checkpoints.load(path)
+
+
 def test_a_damaged_file_is_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(tiny_checkpoint.read_bytes()[:-100])

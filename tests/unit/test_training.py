@@ -11,6 +11,7 @@ from polycl.checkpoints import Header, NetworkConfig, Preprocessing
 from polycl.dataset import LabelledSlice, Target, find_cases, labelled_slices
 from polycl.errors import InputError, NotFoundError
 from polycl.segmenter.augment import Augmentation, TrainingCrops, spatial_view
+from polycl.segmenter.mirror import mirrored
 from polycl.segmenter.training import Report, Schedule, TrainingData, exponential_average, finetune
 from polycl.volume import Volume, write_volume
 
@@ -189,3 +190,32 @@ def test_the_average_forgets_the_first_weights() -> None:
     for count in range(1, 60):
         update([kept], [steps], torch.tensor(count))
     assert float(kept) > 0.999
+
+
+def test_the_empty_half_is_mirrored_onto_the_other() -> None:
+    hu = np.full((30, 8), -1000, dtype=np.int16)
+    hu[4:24] = 40
+    hu[6, 2], hu[20, 5] = 150, 99
+    left = np.zeros(hu.shape, dtype=np.uint8)
+    left[6, 2] = 1
+    both = left.copy()
+    both[20, 5] = 1
+    one, two, none = (LabelledSlice(hu, classes, (1.0, 1.0), "a", 0) for classes in (left, both, left * 0))
+    (made,) = mirrored([one, two, none])
+    assert not made.classes.any()
+    assert made.hu[20, 5] == 99
+    assert made.hu[27 - 20, 5] == 99, "the body's middle is at 13.5"
+    assert 150 not in made.hu
+    np.testing.assert_array_equal(made.hu[4:24], made.hu[4:24][::-1])
+
+
+def test_negatives_come_from_each_pool(dataset: Path) -> None:
+    slices = list(labelled_slices(find_cases(dataset), LESION))
+    dark, bright = (
+        [LabelledSlice(np.full((20, 20), hu, np.int16), np.zeros((20, 20), np.uint8), (2.0, 2.0), "n", 0)]
+        for hu in (-1000, 3000)
+    )
+    crops = TrainingCrops(slices, [dark, [], bright], Preprocessing(size=16), items=60, seed=0, negative_share=1.0)
+    means = [float(crops[item][0].mean()) for item in range(60)]
+    assert 15 < sum(mean < 0.2 for mean in means) < 45
+    assert not any(crops[item][1].any() for item in range(60))

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from polycl.cli import bench, evaluate, finetune, imports, models, segment, serve
+from polycl.cli import bench, evaluate, experiment, finetune, imports, models, pretrain, segment, serve
 from polycl.errors import PolyclError
 
 app = typer.Typer(
@@ -19,8 +19,10 @@ app.command("serve")(serve.serve)
 app.command("segment")(segment.segment)
 app.command("evaluate")(evaluate.evaluate)
 app.command("import")(imports.import_)
+app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.add_typer(models.app, name="models")
+app.add_typer(experiment.app, name="experiment")
 app.command("bench")(bench.bench)
 
 
@@ -29,7 +31,7 @@ def main() -> None:
     try:
         app()
     except PolyclError as error:
-        print(f"polycl: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        print(f"polycl: {' '.join(error.in_full().split())}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from polycl.cli import options
 from polycl.dataset import Case, Target, find_cases, labelled_slices
-from polycl.errors import InputError
+from polycl.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    from polycl.checkpoints import Header
+    import torch
+
+    from polycl.checkpoints import Header, NetworkConfig
     from polycl.segmenter.training import TrainingData
 
 NEGATIVE_EVERY = 6
@@ -29,10 +32,20 @@ def finetune(
     validate: Annotated[list[str] | None, typer.Option(help="Cases to choose the best weights by.")] = None,
     negatives: Annotated[Path | None, typer.Option(help="A data set known to hold none of the targets.")] = None,
     negative_cases: Annotated[int, typer.Option(help="Use the first so many cases of it.")] = 80,
+    mirrored: Annotated[
+        bool, typer.Option("--mirrored", help="More of them: halves without the target, mirrored.")
+    ] = False,
     steps: Annotated[int, typer.Option(min=1)] = 3000,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a training crop, a multiple of 16.")] = 192,
     spacing: Annotated[float, typer.Option(min=0.1, help="In-plane pixel spacing of the network, mm.")] = 1.5,
+    encoder: Annotated[Path | None, typer.Option(help="Checkpoint of polycl pretrain, or a segmenter.")] = None,
+    slices: Annotated[int | None, typer.Option(min=1, help="Learn from so many slices with a target only.")] = None,
+    scans: Annotated[int | None, typer.Option(min=1, help="Learn from so many scans with a target only.")] = None,
+    loss: Annotated[Literal["dice", "dice-ce"], typer.Option(help="Dice alone, or with cross entropy.")] = "dice-ce",
+    freeze: Annotated[int, typer.Option(min=0, help="Steps for which the encoder keeps its weights.")] = 0,
+    norm: Annotated[Literal["batch", "instance"] | None, typer.Option(help="batch, or the encoder's.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare training crops.")] = 0,
     seed: int = 0,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -48,12 +61,16 @@ def finetune(
     settings = options.settings(device, precision)
     from polycl import devices
     from polycl.segmenter.augment import Augmentation
+    from polycl.segmenter.mirror import mirrored as mirror
     from polycl.segmenter.training import Report, Schedule
     from polycl.segmenter.training import finetune as run
 
+    network, weights, parent = _start(encoder, norm)
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
-    data = _data(dataset, targets, train, validate, without)
-    learnt = {one.case: None for one in (*data.slices, *data.negatives)}
+    data = _few(_data(dataset, targets, train, validate, without), slices, scans, seed)
+    learnt = {one.case: None for pool in (data.slices, *data.negatives) for one in pool}
+    if mirrored:
+        data = replace(data, negatives=[*data.negatives, mirror(data.slices)])
     with options.progress("Training steps") as bar:
 
         def report(now: Report) -> None:
@@ -63,15 +80,43 @@ def finetune(
                 typer.echo(line + (f" validation Dice {now.dice:.4f}" if now.dice is not None else ""), err=True)
 
         best = run(
-            _header(targets, size, spacing, tuple(learnt)),
+            _header(network, targets, size, spacing, tuple(learnt), parent),
             data,
             output,
-            schedule=Schedule(steps=steps, batch=batch, seed=seed),
+            schedule=Schedule(steps=steps, batch=batch, seed=seed, workers=workers, loss=loss, freeze=freeze),
             augmentation=Augmentation(),
+            encoder=weights,
             report=report,
             where=devices.choose(settings.device, settings.precision),
         )
     typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
+
+
+def _start(
+    encoder: Path | None, norm: Literal["batch", "instance"] | None
+) -> tuple[NetworkConfig, dict[str, torch.Tensor] | None, str]:
+    """The network to train, what its encoder starts from, and the name of that; ModelError if the two do not fit."""
+    from polycl.checkpoints import NetworkConfig
+
+    if encoder is None:
+        return NetworkConfig(norm=norm or "batch"), None, ""
+    from polycl.segmenter.transfer import read_encoder
+
+    header, weights = read_encoder(encoder)
+    if norm not in (None, header.network.norm):
+        raise ModelError(f"{encoder.name} has {header.network.norm} norm, not {norm}; leave --norm out to take it over")
+    return header.network, weights, encoder.name
+
+
+def _few(data: TrainingData, slices: int | None, scans: int | None, seed: int) -> TrainingData:
+    """The data with only so many labelled slices, or scans."""
+    from polycl.segmenter.budget import draw_scans, draw_slices
+
+    if slices is not None and scans is not None:
+        raise InputError("give --slices or --scans, not both")
+    if slices is not None:
+        return replace(data, slices=draw_slices(data.slices, slices, seed))
+    return data if scans is None else replace(data, slices=draw_scans(data.slices, scans, seed))
 
 
 def _negatives(folder: Path | None, count: int) -> list[Case]:
@@ -92,22 +137,25 @@ def _data(
         raise InputError("every case is held out for validation; name others with --train")
     return TrainingData(
         slices=list(labelled_slices(chosen, targets)),
-        negatives=list(labelled_slices(without, targets, every=NEGATIVE_EVERY)),
+        negatives=[list(labelled_slices(without, targets, every=NEGATIVE_EVERY))],
         validation=[(case, targets) for case in held_out],
     )
 
 
-def _header(targets: list[Target], size: int, spacing: float, cases: tuple[str, ...]) -> Header:
-    from polycl.checkpoints import Header, NetworkConfig, Preprocessing, Provenance
+def _header(
+    network: NetworkConfig, targets: list[Target], size: int, spacing: float, cases: tuple[str, ...], parent: str
+) -> Header:
+    from polycl.checkpoints import Header, Preprocessing, Provenance
 
     return Header(
-        network=NetworkConfig(classes=len(targets) + 1),
+        network=network.model_copy(update={"classes": len(targets) + 1}),
         preprocessing=Preprocessing(size=size, spacing=spacing),
         labels={one.name: index for index, one in enumerate(targets, start=1)},
         largest={one.name: 1 for one in targets},
         provenance=Provenance(
             data=cases,
             command="polycl " + " ".join(sys.argv[1:]),
+            parent=parent,
             created=datetime.now(UTC).date().isoformat(),
         ),
     )

@@ -6,6 +6,7 @@ between scanners and contrast phases: brightness and contrast in HU, noise, blur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,14 +49,14 @@ def _rough(augmentation: Augmentation) -> Compose:
 class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Item i is a view drawn from (seed, i) alone: the same whatever the number of workers, and after a resume.
 
-    A `negative_share` of the items comes from `negatives`, slices that hold none of the classes.
+    A `negative_share` of the items comes from `negatives`, pools of slices without any of the classes, each as often.
     Items are a windowed image `[1, size, size]` and class ids `[1, size, size]`.
     """
 
     def __init__(
         self,
         slices: list[LabelledSlice],
-        negatives: list[LabelledSlice],
+        negatives: Sequence[list[LabelledSlice]],
         preprocessing: Preprocessing,
         *,
         items: int,
@@ -63,10 +64,10 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         negative_share: float = 0.25,
         augmentation: Augmentation = Augmentation(),
     ) -> None:
-        self.slices, self.negatives = slices, negatives
+        self.slices, self.negatives = slices, [pool for pool in negatives if pool]
         self.preprocessing = preprocessing
         self.items, self.seed = items, seed
-        self.negative_share = negative_share if negatives else 0.0
+        self.negative_share = negative_share if self.negatives else 0.0
         self.augmentation = augmentation
         self._rough = _rough(augmentation)
         self.classes = 1 + max((int(one.classes.max()) for one in slices), default=0)
@@ -76,7 +77,8 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
         random = np.random.default_rng((self.seed, item))
-        pool = self.negatives if random.random() < self.negative_share else self.slices
+        negative = random.random() < self.negative_share
+        pool = self.negatives[random.integers(len(self.negatives))] if negative else self.slices
         chosen = pool[random.integers(len(pool))]
         seen = self._windowed(torch.from_numpy(chosen.hu.astype(np.float32)), random)
         image, classes = spatial_view(seen, chosen, self.preprocessing, self.augmentation, random)

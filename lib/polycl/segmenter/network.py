@@ -5,8 +5,10 @@ The encoder is what contrastive pre-training learns and fine-tuning starts from.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import nn
@@ -88,15 +90,35 @@ class UNetDecoder(nn.Module):
         return self.head(low)
 
 
-class ProjectionHead(nn.Module):
-    """The deepest feature map to an embedding `[B, size]`, by global average pooling and two linear layers."""
+Pooling = Literal["average", "max", "grid"]
 
-    def __init__(self, width: int, size: int = 256) -> None:
+GRID = 4
+"""Cells a side of the pooling `grid`."""
+
+
+class ProjectionHead(nn.Module):
+    """The deepest feature map to an embedding `[B, size]`, by pooling over the slice and two linear layers.
+
+    `average` and `max` pool the whole slice, `grid` averages each of `GRID` x `GRID` cells and so knows where things
+    are. After instance norm a channel's average over the slice is nearly the same for all slices: `average` then leaves
+    nothing to tell them apart by, `max` and `grid` do.
+    """
+
+    def __init__(self, width: int, size: int = 256, pooling: Pooling = "average") -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, size))
+        self.pooling = pooling
+        pooled = width * GRID**2 if pooling == "grid" else width
+        self.layers = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(inplace=True), nn.Linear(width, size))
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self.layers(features[-1].mean(dim=(2, 3)))
+        return self.layers(self._pooled(features[-1]))
+
+    def _pooled(self, deepest: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "max":
+            return deepest.amax(dim=(2, 3))
+        if self.pooling == "grid":
+            return F.adaptive_avg_pool2d(deepest, GRID).flatten(1)
+        return deepest.mean(dim=(2, 3))
 
 
 class SegmentationNetwork(nn.Module):

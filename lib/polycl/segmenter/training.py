@@ -17,7 +17,8 @@ from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 
@@ -30,6 +31,7 @@ from polycl.metrics import dice
 from polycl.segmenter.augment import Augmentation, TrainingCrops
 from polycl.segmenter.inference import Segmenter
 from polycl.segmenter.network import SegmentationNetwork
+from polycl.segmenter.transfer import start_from
 
 MIXED: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -41,7 +43,7 @@ MIXED: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train."""
+    """How long and how fast to train, and by which loss; the encoder keeps its weights for the first `freeze` steps."""
 
     steps: int = 3000
     batch: int = 8
@@ -50,23 +52,35 @@ class Schedule:
     warm_up: int = 100
     average: float = 0.995
     validate_every: int = 500
-    negative_share: float = 0.25
+    negative_share: float = 0.35
     seed: int = 0
     workers: int = 0
+    loss: Literal["dice", "dice-ce"] = "dice-ce"
+    freeze: int = 0
+
+    def criterion(self) -> nn.Module:
+        """Loss of logits `[B, C, X, Y]` and class ids `[B, 1, X, Y]`."""
+        kind = DiceLoss if self.loss == "dice" else DiceCELoss
+        return kind(softmax=True, to_onehot_y=True, include_background=False, batch=True)
 
     def rate(self, step: int) -> float:
-        """Share of the peak learning rate: linear warm-up, then a cosine down to nothing."""
-        if step < self.warm_up:
-            return (step + 1) / self.warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - self.warm_up) / max(1, self.steps - self.warm_up)))
+        """Share of the peak learning rate at a step."""
+        return warm_cosine(step, self.steps, self.warm_up)
+
+
+def warm_cosine(step: int, steps: int, warm_up: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to nothing."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Slices with labels, slices known to hold none of them, and whole cases to score by."""
+    """Slices with labels, pools of slices known to hold none of them, and whole cases to score by."""
 
     slices: list[LabelledSlice]
-    negatives: list[LabelledSlice]
+    negatives: Sequence[list[LabelledSlice]]
     validation: Sequence[tuple[Case, Sequence[Target]]]
 
 
@@ -96,7 +110,7 @@ def finetune(
 
     Args:
         header: the network, preprocessing and labels of the checkpoint to be.
-        encoder: weights to start the encoder from.
+        encoder: weights to start the encoder from; ModelError if they do not fit it.
         report: called every ten steps and after each validation.
 
     Returns that best Dice.
@@ -105,11 +119,11 @@ def finetune(
     fabric.seed_everything(schedule.seed, verbose=False)
     network = SegmentationNetwork(header.network).to(memory_format=torch.channels_last)
     if encoder is not None:
-        network.encoder.load_state_dict(encoder)
+        start_from(network.encoder, encoder)
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     model, optimiser = fabric.setup(network, optimiser)
     average = AveragedModel(network, multi_avg_fn=exponential_average(schedule.average), use_buffers=True)
-    criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    criterion = schedule.criterion()
     state = _State(output.with_suffix(".resume"), network, average, optimiser)
     state.restore(fabric.device)
     first, start = state.step, time.perf_counter()
@@ -117,6 +131,8 @@ def finetune(
     for step, (images, classes) in enumerate(loader, start=first):
         for group in optimiser.param_groups:
             group["lr"] = schedule.learning_rate * schedule.rate(step)
+        if schedule.freeze:
+            _freeze(network.encoder, step < schedule.freeze)
         loss = criterion(model(images.contiguous(memory_format=torch.channels_last)).float(), classes)
         fabric.backward(loss)
         optimiser.step()
@@ -135,6 +151,12 @@ def finetune(
             report(Report(state.step, schedule.steps, loss.item(), speed, score))
     state.file.unlink(missing_ok=True)
     return state.best
+
+
+def _freeze(encoder: nn.Module, frozen: bool) -> None:
+    """Keep, or free, an encoder's weights and the running means of its norms."""
+    encoder.requires_grad_(not frozen)
+    encoder.train(not frozen)
 
 
 def _loader(

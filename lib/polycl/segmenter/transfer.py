@@ -1,0 +1,47 @@
+"""From pre-training into a segmenter: an encoder's weights, and whether they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from polycl import checkpoints
+from polycl.checkpoints import Header
+from polycl.errors import ModelError
+from polycl.segmenter.network import build_encoder
+
+PREFIX = "encoder."
+
+
+def read_encoder(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
+    """Header and encoder weights of a checkpoint from `polycl pretrain`, or of a whole segmenter.
+
+    Raises ModelError where it is missing, none of ours, or not what its header says.
+    """
+    header, weights = checkpoints.load(path)
+    if header.kind == "segmenter":
+        weights = {name.removeprefix(PREFIX): one for name, one in weights.items() if name.startswith(PREFIX)}
+    with torch.device("meta"):
+        encoder = build_encoder(header.network)
+    if _shapes(encoder.state_dict()) != _shapes(weights):
+        raise ModelError(f"the weights in {path.name} do not fit the encoder that its header describes")
+    return header, weights
+
+
+def start_from(encoder: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load weights into an encoder; ModelError if they are of one with other layers, widths or norm."""
+    wanted, given = _shapes(encoder.state_dict()), _shapes(weights)
+    if wanted != given:
+        differ = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise ModelError(
+            f"these encoder weights are of another architecture, width or norm than the network: {len(differ)} of its "
+            f"{len(wanted)} tensors differ, such as {differ[0]}"
+        )
+    encoder.load_state_dict(weights)
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
