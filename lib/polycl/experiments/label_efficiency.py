@@ -1,0 +1,221 @@
+"""How much a way of pre-training is worth at few labels: method x labelled slices x seed on a fixed split.
+
+For one seed all methods learn from the same labelled slices, start from the same random decoder, and take the same
+number of steps, so figures are paired. Results are rows of a JSON-lines file; a row that is there is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from polycl import checkpoints
+from polycl.checkpoints import Header, NetworkConfig
+from polycl.contrast import presence
+from polycl.contrast.objective import Recipe
+from polycl.contrast.pretraining import pretrain
+from polycl.contrast.selection import Triplets
+from polycl.contrast.store import SliceStore
+from polycl.contrast.views import Views
+from polycl.dataset import LabelledSlice, Target, labelled_slices
+from polycl.devices import Device
+from polycl.errors import InputError
+from polycl.experiments.tasks import Scored, Task
+from polycl.metrics import compare
+from polycl.segmenter.augment import Augmentation
+from polycl.segmenter.budget import draw_slices
+from polycl.segmenter.inference import Segmenter
+from polycl.segmenter.training import Schedule, TrainingData, finetune
+from polycl.volume import Volume
+
+ALL = 0
+"""The budget that stands for every labelled slice."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long each part trains. Rows of another plan are another experiment."""
+
+    pretrain_steps: int = 600
+    pretrain_batch: int = 24
+    finetune_steps: int = 400
+    finetune_batch: int = 8
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the table."""
+
+    method: str
+    budget: int
+    seed: int
+
+
+def runs(task: Task, seeds: int, methods: Iterable[str], budgets: Iterable[int]) -> list[Run]:
+    """Every run, all methods of one seed and budget together, small budgets first."""
+    methods = tuple(methods)
+    return [Run(method, budget, seed) for seed in range(seeds) for budget in budgets for method in methods]
+
+
+class Experiment:
+    """One task under one plan, with its results file and a folder for encoders that can be made again."""
+
+    def __init__(self, task: Task, plan: Plan, results: Path, cache: Path, where: Device) -> None:
+        self.task, self.plan, self.results, self.where = task, plan, results, where
+        self.encoders = cache / "encoders"
+        self.header = Header(
+            network=NetworkConfig(classes=len(task.targets) + 1),
+            preprocessing=task.preprocessing,
+            labels=task.labels,
+            largest=dict.fromkeys(task.labels, 1),
+        )
+        self._cache = cache
+        self._pool: list[LabelledSlice] | None = None
+        self._volumes: dict[str, tuple[Volume, Volume]] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of this task and plan that the results file holds."""
+        if not self.results.is_file():
+            return []
+        rows = [json.loads(line) for line in self.results.read_text().splitlines() if line]
+        return [row for row in rows if row["task"] == self.task.name and row["plan"] == asdict(self.plan)]
+
+    def missing(self, wanted: Iterable[Run]) -> list[Run]:
+        """The runs without a row."""
+        done = {Run(row["method"], row["budget"], row["seed"]) for row in self.rows()}
+        return [run for run in wanted if run not in done]
+
+    def run(self, run: Run, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
+        """Pre-train if that encoder is not there yet, fine-tune, test, and add the row to the results file."""
+        start = time.perf_counter()
+        encoder = None if run.method == "none" else self.encoder(run.method, run.seed, report)
+        data = TrainingData(self.drawn(run), [], [])
+        checkpoint = self._cache / f"{self.task.name}-{run.method}-{run.budget}-{run.seed}.safetensors"
+        schedule = Schedule(
+            steps=self.plan.finetune_steps,
+            batch=self.plan.finetune_batch,
+            learning_rate=self.plan.learning_rate,
+            validate_every=self.plan.finetune_steps,
+            seed=run.seed,
+        )
+        finetune(
+            self.header,
+            data,
+            checkpoint,
+            schedule=schedule,
+            augmentation=Augmentation(),
+            encoder=encoder,
+            where=self.where,
+            report=lambda now: report("fine-tuning", now.step, now.steps),
+        )
+        segmenter = Segmenter.load(checkpoint, device=str(self.where.device), precision=self.where.precision)
+        scores = {
+            domain: {case.name: self.score(segmenter, (case, targets)) for case, targets in scored}
+            for domain, scored in self.task.tests.items()
+        }
+        checkpoint.unlink()
+        row = {
+            "task": self.task.name,
+            **asdict(run),
+            "plan": asdict(self.plan),
+            "scores": scores,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        with self.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        return row
+
+    def score(self, segmenter: Segmenter, scored: Scored) -> dict[str, dict[str, float | None]]:
+        """Agreement of each label in one test case."""
+        case, targets = scored
+        if case.name not in self._volumes:
+            image, label = case.read()
+            if label is None:
+                raise InputError(f"{case.name} has no label to test against")
+            self._volumes[case.name] = image, label
+        image, label = self._volumes[case.name]
+        predicted = segmenter.segment(image)
+        rows = {}
+        for target in targets:
+            index = segmenter.header.labels[target.name]
+            figures = compare(predicted, label, index, reference_indices=target.ids)
+            rows[target.name] = {
+                "dice": _rounded(figures.dice),
+                "hd95_mm": _rounded(figures.hd95_mm),
+                "surface_dice": _rounded(figures.surface_dice),
+            }
+        return rows
+
+    def pool(self) -> list[LabelledSlice]:
+        """Every training slice that holds a target, in a fixed order."""
+        if self._pool is None:
+            slices = labelled_slices(self.task.train, self.task.targets)
+            self._pool = [one for one in slices if one.classes.any()]
+        return self._pool
+
+    def drawn(self, run: Run) -> list[LabelledSlice]:
+        """The labelled slices of a run, the same for every method."""
+        return self.pool() if run.budget == ALL else draw_slices(self.pool(), run.budget, run.seed)
+
+    def encoder(self, method: str, seed: int, report: Callable[[str, int, int], None]) -> dict[str, torch.Tensor]:
+        """The encoder that `method` makes of the training images, from the cache if it is there."""
+        name = f"{self.task.name}-{method}-{seed}-{self.plan.pretrain_steps}x{self.plan.pretrain_batch}.safetensors"
+        file = self.encoders / name
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pretrain(
+                self.header,
+                self.views(method, seed),
+                file,
+                recipe=self.recipe(method, seed),
+                where=self.where,
+                report=lambda now: report(f"pre-training {method}", now.step, now.steps),
+            )
+        return checkpoints.load(file)[1]
+
+    def recipe(self, method: str, seed: int) -> Recipe:
+        """`scan-batch` is `scan` with all allowed slices of the batch as negatives; and so on."""
+        strategy, _, negatives = method.partition("-")
+        return Recipe(
+            strategy=strategy,  # type: ignore[arg-type]  # the method's name was checked against the task's
+            negatives="batch" if negatives == "batch" else "one",
+            steps=self.plan.pretrain_steps,
+            batch=self.plan.pretrain_batch,
+            seed=seed,
+        )
+
+    def views(self, method: str, seed: int) -> Views:
+        """Examples from the training images; presence is that of any target."""
+        store = SliceStore.build(self.task.train, self.task.preprocessing, self._cache / "slices", strict=True)
+        strategy = method.partition("-")[0]
+        if strategy == "simclr":
+            return Views(store, None, seed=seed)
+        present = None
+        if strategy != "scan":
+            ids = tuple(index for target in self.task.targets for index in target.ids)
+            present = presence.from_labels(store, self.task.train, Target("any target", ids))
+        triplets = Triplets(strategy, store.scan, present, seed=seed)  # type: ignore[arg-type]  # see `recipe`
+        return Views(store, triplets, seed=seed, present=present)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def mean_scores(row: Mapping[str, Any], domain: str, figure: str) -> dict[str, float]:
+    """Per case, the mean of `figure` over labels; cases without the figure are left out."""
+    means = {}
+    for case, labels in row["scores"][domain].items():
+        values = [label[figure] for label in labels.values() if label[figure] is not None]
+        if values:
+            means[case] = float(np.mean(values))
+    return means
