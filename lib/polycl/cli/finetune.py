@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from polycl.checkpoints import Header, NetworkConfig
-    from polycl.segmenter.training import TrainingData
+    from polycl.segmenter.training import Report, TrainingData
 
 NEGATIVE_EVERY = 6
 """Of a volume without the targets, so many slices apart are enough."""
@@ -62,34 +63,34 @@ def finetune(
     from polycl import devices
     from polycl.segmenter.augment import Augmentation
     from polycl.segmenter.mirror import mirrored as mirror
-    from polycl.segmenter.training import Report, Schedule
+    from polycl.segmenter.training import Schedule
     from polycl.segmenter.training import finetune as run
 
     network, weights, parent = _start(encoder, norm)
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
     data = _few(_data(dataset, targets, train, validate, without), slices, scans, seed)
-    learnt = {one.case: None for pool in (data.slices, *data.negatives) for one in pool}
     if mirrored:
         data = replace(data, negatives=[*data.negatives, mirror(data.slices)])
     with options.progress("Training steps") as bar:
-
-        def report(now: Report) -> None:
-            bar(now.step, now.steps)
-            if now.dice is not None or now.step % 100 == 0:
-                line = f"step {now.step}/{now.steps} loss {now.loss:.3f} {now.slices_per_second:.1f} slices/s"
-                typer.echo(line + (f" validation Dice {now.dice:.4f}" if now.dice is not None else ""), err=True)
-
         best = run(
-            _header(network, targets, size, spacing, tuple(learnt), parent),
+            _header(network, targets, size, spacing, data, parent),
             data,
             output,
             schedule=Schedule(steps=steps, batch=batch, seed=seed, workers=workers, loss=loss, freeze=freeze),
             augmentation=Augmentation(),
             encoder=weights,
-            report=report,
+            report=lambda now: _tell(now, bar),
             where=devices.choose(settings.device, settings.precision),
         )
     typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
+
+
+def _tell(now: Report, bar: Callable[[int, int], None]) -> None:
+    """Move the bar, and print a line now and then."""
+    bar(now.step, now.steps)
+    if now.dice is not None or now.step % 100 == 0:
+        line = f"step {now.step}/{now.steps} loss {now.loss:.3f} {now.slices_per_second:.1f} slices/s"
+        typer.echo(line + (f" validation Dice {now.dice:.4f}" if now.dice is not None else ""), err=True)
 
 
 def _start(
@@ -143,7 +144,7 @@ def _data(
 
 
 def _header(
-    network: NetworkConfig, targets: list[Target], size: int, spacing: float, cases: tuple[str, ...], parent: str
+    network: NetworkConfig, targets: list[Target], size: int, spacing: float, data: TrainingData, parent: str
 ) -> Header:
     from polycl.checkpoints import Header, Preprocessing, Provenance
 
@@ -153,7 +154,7 @@ def _header(
         labels={one.name: index for index, one in enumerate(targets, start=1)},
         largest={one.name: 1 for one in targets},
         provenance=Provenance(
-            data=cases,
+            data=tuple({one.case: None for pool in (data.slices, *data.negatives) for one in pool}),
             command="polycl " + " ".join(sys.argv[1:]),
             parent=parent,
             created=datetime.now(UTC).date().isoformat(),
