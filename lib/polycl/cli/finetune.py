@@ -45,6 +45,7 @@ def finetune(
     scans: Annotated[int | None, typer.Option(min=1, help="Learn from so many scans with a target only.")] = None,
     loss: Annotated[Literal["dice", "dice-ce"], typer.Option(help="Dice alone, or with cross entropy.")] = "dice-ce",
     freeze: Annotated[int, typer.Option(min=0, help="Steps for which the encoder keeps its weights.")] = 0,
+    architecture: Annotated[Literal["unet", "resnet18"], typer.Option(help="Where no encoder is given.")] = "unet",
     norm: Annotated[Literal["batch", "instance"] | None, typer.Option(help="batch, or the encoder's.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare training crops.")] = 0,
     seed: int = 0,
@@ -66,7 +67,7 @@ def finetune(
     from polycl.segmenter.training import Schedule
     from polycl.segmenter.training import finetune as run
 
-    network, weights, parent = _start(encoder, norm)
+    network, weights, parent = _start(encoder, architecture, norm)
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
     data = _few(_data(dataset, targets, train, validate, without), slices, scans, seed)
     if mirrored:
@@ -94,13 +95,13 @@ def _tell(now: Report, bar: Callable[[int, int], None]) -> None:
 
 
 def _start(
-    encoder: Path | None, norm: Literal["batch", "instance"] | None
+    encoder: Path | None, architecture: Literal["unet", "resnet18"], norm: Literal["batch", "instance"] | None
 ) -> tuple[NetworkConfig, dict[str, torch.Tensor] | None, str]:
     """The network to train, what its encoder starts from, and the name of that; ModelError if the two do not fit."""
     from polycl.checkpoints import NetworkConfig
 
     if encoder is None:
-        return NetworkConfig(norm=norm or "batch"), None, ""
+        return NetworkConfig(architecture=architecture, norm=norm or "batch"), None, ""
     from polycl.segmenter.transfer import read_encoder
 
     header, weights = read_encoder(encoder)
