@@ -1,5 +1,6 @@
 """Segmenting a volume: any axis order, any number of slices, the caller's grid."""
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from polycl import checkpoints
+from polycl import checkpoints, devices
 from polycl.checkpoints import Header
 from polycl.errors import ModelError, NotFoundError
 from polycl.phantom import make_phantom
 from polycl.segmenter import Segmenter
-from polycl.segmenter.inference import keep_largest
+from polycl.segmenter.inference import count_certain, keep_largest
+from polycl.segmenter.network import SegmentationNetwork
 from polycl.volume import Volume
 
 pytestmark = pytest.mark.unit
@@ -122,3 +124,23 @@ def test_largest_components_are_kept_in_place() -> None:
     untouched = np.zeros((2, 2, 2), dtype=np.uint8)
     keep_largest(untouched, 1, 1)
     assert not untouched.any()
+
+
+def test_sure_pixels_are_counted_by_class() -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 1, 0, 0], logits[0, 2, 0, 1], logits[0, 2, 1, 0] = 9.0, 9.0, 1.0
+    assert count_certain(logits).tolist() == [[1, 1, 2], [0, 1, 1]]
+
+
+def test_a_label_that_is_nowhere_sure_is_dropped(tiny_checkpoint: Path, ct: Volume) -> None:
+    header, weights = checkpoints.load(tiny_checkpoint)
+    network = SegmentationNetwork(header.network)
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        for parameter in network.decoder.head.parameters():
+            parameter.mul_(1e-3)  # the same classes, at a probability of a third
+    where = devices.choose("cpu", "fp32")
+    lax = Segmenter(header, copy.deepcopy(network), where).segment(ct)
+    assert set(np.unique(lax.voxels)) == {0, 1, 2}
+    strict = Segmenter(header.model_copy(update={"certain": 0.3}), network, where).segment(ct)
+    assert not strict.voxels.any()

@@ -36,6 +36,7 @@ def finetune(
     mirrored: Annotated[
         bool, typer.Option("--mirrored", help="More of them: halves without the target, mirrored.")
     ] = False,
+    certain: Annotated[float, typer.Option(min=0, max=1, help="Drop a label with fewer sure pixels, a share.")] = 0.0,
     steps: Annotated[int, typer.Option(min=1)] = 3000,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a training crop, a multiple of 16.")] = 192,
@@ -74,7 +75,7 @@ def finetune(
         data = replace(data, negatives=[*data.negatives, mirror(data.slices)])
     with options.progress("Training steps") as bar:
         best = run(
-            _header(network, targets, size, spacing, data, parent),
+            _header(network, targets, size, spacing, data, parent).model_copy(update={"certain": certain}),
             data,
             output,
             schedule=Schedule(steps=steps, batch=batch, seed=seed, workers=workers, loss=loss, freeze=freeze),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from polycl.volume import Volume
 Progress = Callable[[int, int], None]
 """Called with slices done and slices in all."""
 
+CERTAIN = 0.98
 BATCH_PIXELS = {"cpu": 2 * 256 * 256, "cuda": 32 * 256 * 256}
 """Network input pixels in one batch: on a CPU few, so that feature maps stay near the caches."""
 
@@ -73,14 +75,16 @@ class Segmenter:
         batch = max(1, BATCH_PIXELS[self.where.device.type] // (grid.padded[0] * grid.padded[1]))
         x0, x1, y0, y1 = grid.box
         depth = canonical.shape[2]
+        seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
         for start in range(0, depth, batch):
             stop = min(start + batch, depth)
             logits = self.logits(grid.read(canonical, self.header.preprocessing.window, start, stop))
+            seen += count_certain(logits)
             classes = grid.restore(logits).argmax(dim=1).to(torch.uint8).cpu().numpy()
             out[x0:x1, y0:y1, start:stop] = np.moveaxis(classes, 0, 2)
             if progress is not None:
                 progress(stop, depth)
-        self._clean(out, keep)
+        self._clean(out, keep, seen)
         return result
 
     @torch.inference_mode()
@@ -98,12 +102,26 @@ class Segmenter:
             )
         return {known[name] for name in (known if labels is None else labels)}
 
-    def _clean(self, out: NDArray[np.uint8], keep: set[int]) -> None:
+    def _clean(self, out: NDArray[np.uint8], keep: set[int], seen: NDArray[np.int64]) -> None:
         for name, index in self.header.labels.items():
-            if index not in keep:
+            pixels, certain = seen[:, index]
+            if index not in keep or certain < self.header.certain * pixels:
                 out[out == index] = 0
             elif name in self.header.largest:
                 keep_largest(out, index, self.header.largest[name])
+
+
+def count_certain(logits: torch.Tensor) -> NDArray[np.int64]:
+    """Pixels of each class, and those with a probability over `CERTAIN`, `[2, C]`, in logits `[B, C, X, Y]`.
+
+    An organ that is there is certain but for its rim; what only resembles it seldom is.
+    """
+    logits = logits.float()
+    highest, classes = logits.max(dim=1)
+    sure = highest - logits.logsumexp(dim=1) > math.log(CERTAIN)
+    count = logits.shape[1]
+    pixels = torch.bincount(classes.flatten(), minlength=count)
+    return torch.stack([pixels, torch.bincount(classes[sure], minlength=count)]).cpu().numpy()
 
 
 def keep_largest(labels: NDArray[np.uint8], index: int, count: int) -> None:

@@ -52,7 +52,7 @@ class Schedule:
     warm_up: int = 100
     average: float = 0.995
     validate_every: int = 500
-    negative_share: float = 0.35
+    negative_share: float = 0.25
     seed: int = 0
     workers: int = 0
     loss: Literal["dice", "dice-ce"] = "dice-ce"
