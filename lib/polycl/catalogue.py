@@ -2,6 +2,8 @@
 
 `model/catalogue.toml` lists what ships. A weights folder of the site (`POLYCL_WEIGHTS`) is searched first, for names
 that the catalogue lists and for its own `*.safetensors`, which are then models under their file's name.
+
+The catalogue also lists SAM engines by others, which do not ship: where their weights come from, and what they must be.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from polycl.checkpoints import METADATA_KEY, Header, Typed, parse_header
+from polycl import checksums
+from polycl.checkpoints import METADATA_KEY, Header, Typed, parse_header, refuse_pickle
 from polycl.errors import ModelError, NotFoundError
 from polycl.files import sha256_of
 from polycl.settings import Settings
@@ -34,6 +37,32 @@ class Listing(Typed):
     summary: str
 
 
+class WeightFile(Typed):
+    """One published file of weights. `limit` is its size in bytes, or a little more where that is not published."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    url: str = Field(pattern=r"^https://")
+    sum: str = Field(pattern=checksums.PATTERN)
+    limit: int = Field(gt=0)
+    member: str = Field(default="", description="its path inside `SamListing.package`")
+
+
+class SamListing(Typed):
+    """A SAM engine as `catalogue.toml` lists it. `folder` may hold its files inside a folder of weights."""
+
+    kind: Literal["sam"]
+    architecture: Literal["onnx", "vit_b", "vit_l", "vit_h"]
+    recipe: Literal["sam", "medsam"] = "sam"
+    folder: str = Field(pattern=r"^[\w-]+$")
+    files: tuple[WeightFile, ...] = Field(min_length=1)
+    licence: str
+    summary: str
+    package: str = Field(default="", pattern=r"^([\w-]+@[\w.]+)?$", description="npm package that also holds the files")
+
+
+AnyListing = TypeAdapter[Listing | SamListing](Annotated[Listing | SamListing, Field(discriminator="kind")])
+
+
 @dataclass(frozen=True)
 class Entry:
     """A model that can be asked for. `sha256` is what the file must hash to, None for a site's own file."""
@@ -49,6 +78,7 @@ class Entry:
         """The header in the file, without loading its weights; ModelError if there is no such file."""
         if not self.path.is_file():
             raise self._missing()
+        refuse_pickle(self.path)
         try:
             with safe_open(str(self.path), framework="numpy") as file:
                 return parse_header((file.metadata() or {}).get(METADATA_KEY), self.path)
@@ -74,22 +104,78 @@ class Entry:
         )
 
 
+@dataclass(frozen=True)
+class SamEntry:
+    """A SAM engine that can be asked for. `folders` are searched in order, first their sub-folder of its name."""
+
+    name: str
+    listing: SamListing
+    folders: tuple[Path, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.listing.kind
+
+    @property
+    def summary(self) -> str:
+        return self.listing.summary
+
+    def find(self) -> list[Path] | None:
+        """Its files, all of one folder; None if no folder has them all."""
+        for folder in self.folders:
+            for place in (folder / self.listing.folder, folder):
+                paths = [place / file.name for file in self.listing.files]
+                if all(path.is_file() for path in paths):
+                    return paths
+        return None
+
+    def here(self) -> bool:
+        """Whether its files are found, whatever they hold."""
+        return self.find() is not None
+
+    def paths(self) -> list[Path]:
+        """Its files; ModelError says how to get them and where to put them."""
+        if (found := self.find()) is None:
+            raise ModelError(f"the weights of {self.name} are missing: {self.advice()}", hint=self.places())
+        return found
+
+    def advice(self) -> str:
+        """How to get the files."""
+        names = " and ".join(file.name for file in self.listing.files)
+        return f"get {names} with `polycl models fetch {self.name}`, or put them in place by hand"
+
+    def places(self) -> str:
+        """Where to put the files by hand."""
+        return "they are looked for in " + " and ".join(str(folder / self.listing.folder) for folder in self.folders)
+
+    def verify(self) -> str:
+        """One sha256 of all its files; ModelError if one is missing or not the one expected."""
+        return checksums.checked(self.paths(), {file.name: file.sum for file in self.listing.files})
+
+
 class Catalogue:
     """All models in `folders`; where two folders have a name, the first wins."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry], engines: Sequence[SamEntry] = ()) -> None:
         self._entries = {entry.name: entry for entry in reversed(entries)}
+        self._engines = {engine.name: engine for engine in reversed(engines)}
 
     @classmethod
     def read(cls, *folders: Path) -> Catalogue:
         """The catalogue files and loose safetensors files of `folders`, missing folders left out."""
         entries: list[Entry] = []
+        engines: list[SamEntry] = []
+        searched = tuple(folder for folder in folders if folder != SHIPPED)
         for folder in folders:
             if folder.is_dir():
-                entries += _listed(folder)
+                for name, listing in _listings(folder).items():
+                    if isinstance(listing, SamListing):
+                        engines.append(SamEntry(name, listing, searched or folders))
+                    else:
+                        entries.append(_listed(name, listing, folder))
                 listed = {entry.path for entry in entries}
                 entries += [_loose(file) for file in sorted(folder.glob("*.safetensors")) if file not in listed]
-        return cls(entries)
+        return cls(entries, engines)
 
     @classmethod
     def default(cls, settings: Settings) -> Catalogue:
@@ -98,13 +184,18 @@ class Catalogue:
 
     def names(self, kind: str | None = None) -> list[str]:
         """Model names in order, of one kind or of all."""
-        return sorted(name for name, entry in self._entries.items() if kind in (None, entry.kind))
+        every: list[Entry | SamEntry] = [*self._entries.values(), *self._engines.values()]
+        return sorted(entry.name for entry in every if kind in (None, entry.kind))
 
     def entry(self, name: str, kind: str | None = None) -> Entry:
         """The model called `name`, or the checkpoint at that path; NotFoundError names those there are."""
         if name.endswith(".safetensors"):
             return _loose(Path(name))
         entry = self._entries.get(name)
+        if entry is None and name in self._engines:
+            raise NotFoundError(
+                f"{name} is a SAM engine, which refines masks and answers clicks; it segments nothing alone"
+            )
         if entry is None or kind not in (None, entry.kind):
             known = ", ".join(self.names(kind)) or "none"
             raise NotFoundError(
@@ -112,19 +203,27 @@ class Catalogue:
             )
         return entry
 
+    def engine(self, name: str) -> SamEntry:
+        """The SAM engine called `name`; NotFoundError names those there are."""
+        if (engine := self._engines.get(name)) is None:
+            known = ", ".join(self.names("sam")) or "none"
+            raise NotFoundError(f"no SAM engine is called {name!r}; there are: {known}")
+        return engine
 
-def _listed(folder: Path) -> list[Entry]:
+
+def _listings(folder: Path) -> dict[str, Listing | SamListing]:
     file = folder / "catalogue.toml"
     if not file.is_file():
-        return []
+        return {}
     try:
-        listings = {name: Listing.model_validate(raw) for name, raw in tomllib.loads(file.read_text()).items()}
+        return {name: AnyListing.validate_python(raw) for name, raw in tomllib.loads(file.read_text()).items()}
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from None
-    return [
-        Entry(name, one.kind, folder / one.file, one.sha256, folder / one.card, one.summary)
-        for name, one in listings.items()
-    ]
+
+
+def _listed(name: str, listing: Listing, folder: Path) -> Entry:
+    path, card = folder / listing.file, folder / listing.card
+    return Entry(name, listing.kind, path, listing.sha256, card, listing.summary)
 
 
 def _loose(file: Path) -> Entry:

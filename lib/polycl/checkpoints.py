@@ -69,6 +69,9 @@ class Header(Typed):
     preprocessing: Preprocessing = Preprocessing()
     labels: dict[str, int] = Field(default={}, description="name to id, 1..N without gaps")
     largest: dict[str, int] = Field(default={}, description="label name to the number of 3D components kept")
+    certain: float = Field(
+        default=0.0, ge=0, le=1, description="a label with a smaller share of sure pixels is dropped"
+    )
     provenance: Provenance = Provenance()
 
 
@@ -93,7 +96,7 @@ def load(path: Path, *, sha256: str | None = None) -> tuple[Header, dict[str, to
         raise ModelError(
             f"the weights {path.name} have sha256 {found[:12]}…, but {sha256[:12]}… is expected: fetch them again"
         )
-    _refuse_pickle(path)
+    refuse_pickle(path)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -113,7 +116,7 @@ def parse_header(text: str | None, path: Path) -> Header:
         raise ModelError(f"the header of {path.name} is not one this version reads: {error}") from None
 
 
-def _refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: Path) -> None:
     """A zip or a pickle by its first bytes. Those of a safetensors file may look alike, but its ninth is `{`."""
     with path.open("rb") as file:
         start = file.read(9)

@@ -27,6 +27,8 @@ MAX_WEIGHTS_BYTES = 16 * 2**20
 IMPORTERS = {
     "monailabel": ("apps/", "lib/polycl/monailabel/", "lib/polycl/server/"),
     "sam2": ("lib/polycl/sam/", "lib/polycl/propagate/"),
+    "segment_anything": ("lib/polycl/sam/",),
+    "onnxruntime": ("lib/polycl/sam/",),
 }
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".npy", ".npz")

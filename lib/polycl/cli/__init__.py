@@ -1,15 +1,16 @@
 """The command line. Each command imports what it uses when it runs, so that `polycl --help` answers at once."""
 
 import sys
+import warnings
 
 import typer
 
-from polycl.cli import bench, evaluate, experiment, finetune, imports, models, pretrain, segment, serve
+from polycl.cli import bench, evaluate, experiment, finetune, imports, models, pretrain, refine, segment, serve
 from polycl.errors import PolyclError
 
 app = typer.Typer(
     name="polycl",
-    help="Outline organs on CT, and learn from every label saved. Research use, not a medical device.",
+    help="Outline organs on CT, and learn from every label saved.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("segment")(segment.segment)
+app.command("refine")(refine.refine)
 app.command("evaluate")(evaluate.evaluate)
 app.command("import")(imports.import_)
 app.command("pretrain")(pretrain.pretrain)
@@ -28,6 +30,8 @@ app.command("bench")(bench.bench)
 
 def main() -> None:
     """Run `polycl`. Exit code 0 done, 2 bad usage, 1 failed with one line on stderr, 130 interrupted."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' notes to their own developers
     try:
         app()
     except PolyclError as error:

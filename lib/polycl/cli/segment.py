@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from polycl.cli import options
-from polycl.errors import NotFoundError
+from polycl.cli import refine as refining
+from polycl.errors import InputError, ModelError, NotFoundError
+
+if TYPE_CHECKING:
+    from polycl.catalogue import Catalogue
+    from polycl.settings import Settings
+    from polycl.volume import Volume
+    from polycl.window import Window
 
 DEFAULT_MODEL = "polycl-liver"
 
@@ -19,7 +26,7 @@ def segment(
     output: options.Output,
     model: options.Model = DEFAULT_MODEL,
     label: Annotated[list[str] | None, typer.Option(help="Keep only this label; may be repeated.")] = None,
-    refine: Annotated[str, typer.Option(help="A refinement model, or none.")] = "none",
+    refine: Annotated[str, typer.Option(help="A SAM model to refine the result with, or none.")] = "none",
     picture: Annotated[Path | None, typer.Option(help="Also draw the result in three views, as PNG.")] = None,
     series: options.Series = None,
     any_values: options.AnyValues = False,
@@ -28,27 +35,31 @@ def segment(
     as_json: options.Json = False,
 ) -> None:
     """Outline the organs a model knows on IMAGE, and write the label map on the image's own grid."""
-    if refine != "none":
-        raise NotFoundError(f"no refinement is called {refine!r}; there is: none")
-    from polycl.volume import read_series, read_volume, write_volume
+    from polycl.volume import read_volume, require_writable, write_volume
 
     settings = options.settings(device, precision)
+    require_writable(output)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise InputError(f"{picture} must end in .png")
     clock = [time.perf_counter()]
-    volume = (
-        read_series(image, series_uid=series)
-        if series
-        else read_volume(image, allow_any_values=any_values, max_voxels=settings.max_voxels)
-    )
+    volume = read_volume(image, series_uid=series, allow_any_values=any_values, max_voxels=settings.max_voxels)
     clock.append(time.perf_counter())
     from polycl.catalogue import Catalogue
     from polycl.segmenter import Segmenter
 
-    entry = Catalogue.default(settings).entry(model)
+    catalogue = Catalogue.default(settings)
+    entry = catalogue.entry(model)
+    if refine != "none":
+        _check_name(catalogue, refine)
     segmenter = Segmenter.load(entry.path, sha256=entry.sha256, device=settings.device, precision=settings.precision)
     clock.append(time.perf_counter())
     with options.progress("Segmenting slices") as report:
         result = segmenter.segment(volume, label, report)
     clock.append(time.perf_counter())
+    notes: dict[str, Any] = {}
+    if refine != "none":
+        result, notes = _refined(volume, result, refine, segmenter.header.preprocessing.window, settings)
+        clock.append(time.perf_counter())
     names = {name: index for name, index in segmenter.header.labels.items() if label is None or name in label}
     write_volume(result, output, names=names)
     clock.append(time.perf_counter())
@@ -57,12 +68,34 @@ def segment(
         from polycl.picture import draw
 
         draw(volume, result, names, picture, segmenter.header.preprocessing.window)
-    stages = ("read", "load", "segment", "write")
+    stages = ("read", "load", "segment", *(("refine",) if notes else ()), "write")
     seconds = {stage: round(b - a, 3) for stage, a, b in zip(stages, clock[:-1], clock[1:], strict=True)}
     if as_json:
-        options.print_json(
-            {"output": str(output), "model": model, "labels": names, "volumes_ml": millilitres, "seconds": seconds}
-        )
+        done = {"output": str(output), "model": model, "labels": names, "volumes_ml": millilitres}
+        options.print_json(done | notes | {"seconds": seconds})
     else:
         organs = ", ".join(f"{name} {ml:.0f} ml" for name, ml in millilitres.items())
         typer.echo(f"{output}: {organs} ({clock[-1] - clock[0]:.1f} s)")
+
+
+def _check_name(catalogue: Catalogue, refine: str) -> None:
+    """NotFoundError for the name of no SAM model: said now, not after the segmentation."""
+    try:
+        catalogue.engine(refine)
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}, or none") from None
+
+
+def _refined(
+    volume: Volume, coarse: Volume, name: str, window: Window, settings: Settings
+) -> tuple[Volume, dict[str, Any]]:
+    """The label map refined by the SAM model called `name`, or as it is, with a warning, without its weights."""
+    from polycl.refinement import RefineParameters
+
+    try:
+        engine = refining.load(name, settings)
+    except ModelError as error:
+        typer.echo(f"polycl: not refined: {' '.join(error.in_full().split())}", err=True)
+        return coarse, {"refined": False, "reason": str(error)}
+    result, report = refining.run(volume, coarse, engine, RefineParameters(window=window))
+    return result, {"refined": True, "refinement": report}

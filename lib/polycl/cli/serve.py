@@ -29,7 +29,7 @@ def serve(
 ) -> None:
     """Serve STUDIES to 3D Slicer and OHIF until Ctrl-C."""
     settings = options.settings(device, precision)
-    typer.echo("Starting …", err=True)
+    typer.echo("Starting …")
     from polycl.server import run_server
 
     def ready(address: str) -> None:

@@ -17,8 +17,9 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from polycl.catalogue import Entry
 from polycl.errors import PolyclError
+from polycl.monailabel.engines import Engines
 from polycl.monailabel.images import VolumeCache
-from polycl.monailabel.request import SegmentRequest
+from polycl.monailabel.request import NO_REFINEMENT, SegmentRequest, refine_parameters
 from polycl.segmenter import Segmenter
 from polycl.settings import Settings
 from polycl.volume import Volume, read_volume, write_volume
@@ -34,11 +35,12 @@ class Stopping(PolyclError):
 
 
 class Runtime:
-    """What the tasks of one app share: settings, images last used, one lock for each device, the order to stop."""
+    """What the tasks of one app share: settings, images, SAM engines, one lock for each device, the order to stop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.images = VolumeCache(self._read, IMAGE_CACHE_BYTES)
+        self.engines = Engines(settings)
         self.stopping = threading.Event()
         self.results = settings.cache / "results"
         self.results.mkdir(parents=True, exist_ok=True)
@@ -53,6 +55,21 @@ class Runtime:
         with tempfile.NamedTemporaryFile(dir=self.results, suffix=extension, delete=False) as file:
             return Path(file.name)
 
+    def write(self, mask: Volume, extension: str, compress: bool) -> str:
+        """The path of a new file with the label map `mask`; nothing is left of one that fails."""
+        path = self.result_file(extension)
+        try:
+            write_volume(mask, path, compress=compress)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return str(path)
+
+    def progress(self, done: int, total: int) -> None:
+        """Called between slices; raises Stopping when the server goes down."""
+        if self.stopping.is_set():
+            raise Stopping("the server is shutting down")
+
     def _read(self, path: Path, allow_any_values: bool) -> Volume:
         return read_volume(path, allow_any_values=allow_any_values, max_voxels=self.settings.max_voxels)
 
@@ -65,11 +82,13 @@ class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, entry: Entry, runtime: Runtime) -> None:
         labels = dict(entry.header().labels)
+        engine = runtime.engines.default()
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=labels,
             dimension=3,
             description=entry.summary or f"outlines {', '.join(labels)}",
+            config={"refine": [NO_REFINEMENT, engine]} if engine else None,
         )
         self.entry = entry
         self._runtime = runtime
@@ -95,38 +114,37 @@ class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
         """Segment `request["image"]`. Returns the label file, in the image's own voxel order, and the reply's params.
 
         Label values are the model's ids, also where only some were asked for: OHIF maps them back by id. `label_names`
-        lists all of them, 1..N without gaps, because Slicer takes value v as the v-th name.
+        lists all of them, 1..N without gaps, because Slicer takes value v as the v-th name. Where `refine` was
+        asked for, the reply says whether the result is `refined`, and what was done or why not.
         """
         wanted = SegmentRequest.parse(request, self.labels)
         segmenter, sha256 = self.model()
-        started = time.perf_counter()
+        window = segmenter.header.preprocessing.window
+        how = refine_parameters(request, window) if wanted.refine else None
+        if wanted.refine:
+            self._runtime.engines.check_name(wanted.refine)
+        clock = [time.perf_counter()]
         image = self._runtime.images.get(wanted.image, wanted.allow_any_values)
-        read = time.perf_counter()
-        with self._runtime.device_lock(str(segmenter.where.device)):
-            mask = segmenter.segment(image, labels=wanted.labels, progress=self._progress)
-        segmented = time.perf_counter()
-        path = self._runtime.result_file(wanted.extension)
-        try:
-            write_volume(mask, path, compress=wanted.compress)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        written = time.perf_counter()
-        return str(path), {
+        clock.append(time.perf_counter())
+        ahead = self._runtime.engines.cache.serving()  # nothing is embedded ahead while somebody waits
+        with ahead, self._runtime.device_lock(str(segmenter.where.device)):
+            mask = segmenter.segment(image, labels=wanted.labels, progress=self._runtime.progress)
+        clock.append(time.perf_counter())
+        notes: dict[str, Any] = {}
+        if wanted.refine and how:
+            mask, notes = self._runtime.engines.refined(image, mask, wanted.refine, how, self._runtime.progress)
+            clock.append(time.perf_counter())
+        path = self._runtime.write(mask, wanted.extension, wanted.compress)
+        clock.append(time.perf_counter())
+        stages = ("read", "segment", *(("refine",) if how else ()), "write")
+        seconds = {stage: round(end - start, 3) for stage, start, end in zip(stages, clock, clock[1:], strict=False)}
+        return path, {
             "label_names": dict(self.labels),
             "volumes_ml": organ_volumes(mask, self._asked(wanted)),
             "model": {"name": self.entry.name, "sha256": sha256},
-            "seconds": {
-                "read": round(read - started, 3),
-                "segment": round(segmented - read, 3),
-                "write": round(written - segmented, 3),
-                "total": round(written - started, 3),
-            },
+            "seconds": seconds | {"total": round(clock[-1] - clock[0], 3)},
+            **notes,
         }
-
-    def _progress(self, done: int, total: int) -> None:
-        if self._runtime.stopping.is_set():
-            raise Stopping("the server is shutting down")
 
     def _asked(self, wanted: SegmentRequest) -> dict[str, int]:
         return {name: index for name, index in self.labels.items() if wanted.labels is None or name in wanted.labels}

@@ -8,23 +8,26 @@ from typing import Any
 
 from polycl.errors import InputError, NotFoundError
 from polycl.monailabel.folders import IMAGE_SUFFIXES
+from polycl.refinement import RefineParameters
+from polycl.window import Window
+
+NO_REFINEMENT = "none"
 
 
 @dataclass(frozen=True)
-class SegmentRequest:
-    """What a client asks of a segmentation model."""
+class ImageRequest:
+    """The image that a client means, and the form in which it wants the result."""
 
     image: Path
     extension: str = ".nii.gz"
     compress: bool = True
-    labels: tuple[str, ...] | None = None
     allow_any_values: bool = False
 
     @classmethod
-    def parse(cls, request: Mapping[str, Any], labels: Mapping[str, int]) -> "SegmentRequest":
-        """The request as MONAI Label hands it to a task; `labels` are the model's, name to id.
+    def read(cls, request: Mapping[str, Any]) -> "ImageRequest":
+        """These parameters of any task's request.
 
-        Raises InputError for a parameter of the wrong kind, NotFoundError for an image or label that is not there.
+        Raises InputError for a parameter of the wrong kind, NotFoundError for an image that is not there.
         """
         dtype = request.get("result_dtype") or "uint8"
         if dtype != "uint8":
@@ -33,9 +36,24 @@ class SegmentRequest:
             image=_image(request.get("image")),
             extension=_extension(request.get("result_extension")),
             compress=_flag(request, "result_compress", default=True),
-            labels=_wanted(request, labels),
             allow_any_values=_flag(request, "allow_any_values", default=False),
         )
+
+
+@dataclass(frozen=True)
+class SegmentRequest(ImageRequest):
+    """What a client asks of a segmentation model: `refine` names a SAM model to refine the result with."""
+
+    labels: tuple[str, ...] | None = None
+    refine: str | None = None
+
+    @classmethod
+    def parse(cls, request: Mapping[str, Any], labels: Mapping[str, int]) -> "SegmentRequest":
+        """The request as MONAI Label hands it to a task; `labels` are the model's, name to id.
+
+        Raises InputError for a parameter of the wrong kind, NotFoundError for an image or label that is not there.
+        """
+        return cls(**vars(ImageRequest.read(request)), labels=_wanted(request, labels), refine=wanted_engine(request))
 
 
 def _image(value: object) -> Path:
@@ -100,3 +118,28 @@ def _join(items: Any) -> str:
 
 def _listing(labels: Mapping[str, int]) -> str:
     return _join(f"{index} ({name})" for name, index in sorted(labels.items(), key=lambda item: item[1]))
+
+
+def wanted_engine(request: Mapping[str, Any]) -> str | None:
+    """The engine that the request's `refine` names; None for none. Of a list, the first."""
+    value = request.get("refine")
+    if isinstance(value, list) and value:
+        value = value[0]
+    if value is None or value is False or value in ("", NO_REFINEMENT):
+        return None
+    if not isinstance(value, str):
+        raise InputError(f"refine must be the name of a SAM model, or {NO_REFINEMENT!r}")
+    return value
+
+
+def refine_parameters(request: Mapping[str, Any], window: Window | None = None) -> RefineParameters:
+    """The request's `refine_parameters` (an object) and `window`; `window` here is what it is otherwise."""
+    given = request.get("refine_parameters") or {}
+    if not isinstance(given, dict):
+        raise InputError(
+            f"refine_parameters must be an object; its keys are {', '.join(RefineParameters.model_fields)}"
+        )
+    values = {"window": window} if window is not None else {}
+    if request.get("window") is not None:
+        values["window"] = request["window"]
+    return RefineParameters(**(values | given))

@@ -1,0 +1,88 @@
+"""What may be set in the refinement stage, typed and frozen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from polycl.errors import InputError
+from polycl.window import WINDOWS, Window
+
+
+class RefineParameters(BaseModel):
+    """Lengths are in mm, areas in mm², agreements are Dice with the coarse component, scores SAM's own.
+
+    Raises InputError for an unknown key, naming those there are, and for a value that cannot be used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    window: Window = Field(default=Window.named("soft-tissue"), description="what SAM sees: a name or [level, width]")
+    min_area: float = Field(default=60.0, ge=0, description="smaller components on a slice are kept as they are")
+    box_margin: float = Field(default=2.0, ge=0, description="added to each side of a component's box")
+    point: bool = Field(default=True, description="also give the innermost pixel of the component as a point")
+    mask_prompt: bool = Field(
+        default=True, description="also give the coarse mask itself; a box alone loses a liver's outline"
+    )
+    crop_margin: float | None = Field(
+        default=None,
+        ge=0,
+        description="around the region that SAM sees; null: whole slices, whose embeddings serve clicks too",
+    )
+    min_crop: float = Field(default=120.0, gt=0, description="smallest side of that region")
+    min_agreement: float = Field(default=0.85, ge=0, le=1, description="least Dice of SAM's mask with the component")
+    min_score: float = Field(default=0.75, description="least score that SAM gives its own mask")
+    band: float | None = Field(
+        default=4.0, gt=0, description="further than this from the component's edge nothing changes; null: no limit"
+    )
+    stride: int = Field(default=4, ge=1, le=64, description="slices between those always visited, a power of two")
+    settled: float = Field(
+        default=0.97,
+        ge=0,
+        le=1,
+        description="a slice changed less than to this Dice lets the ones beside it be skipped",
+    )
+    smooth: bool = Field(default=True, description="where SAM changed a pixel, ask the two slices beside it too")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(_sentence(error)) from None
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _window(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) else window_from(value)
+
+    @field_validator("stride")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("must be a power of two")
+        return value
+
+
+def window_from(value: object) -> Window:
+    """A window by name ("lung") or as [level, width] in HU; InputError for anything else."""
+    if isinstance(value, Window):
+        return value
+    if isinstance(value, str):
+        return Window.named(value)
+    if isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(part) for part in value) and value[1] > 0:
+        return Window(level=value[0], width=value[1])
+    raise InputError(f"window must be one of {', '.join(WINDOWS)}, or [level, width] in HU with a width above 0")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _sentence(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"refinement has no parameter {name}; it has {', '.join(RefineParameters.model_fields)}"
+    return f"refinement parameter {name}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

@@ -1,0 +1,39 @@
+"""What a refinement did, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class RefineReport:
+    """Counts of one refinement.
+
+    Attributes:
+        engine, sha256: the SAM that was asked.
+        slices: slices that hold something to refine.
+        encoded: of these, those shown to SAM (from a cache or not).
+        skipped: those left out because the slices beside them did not change.
+        unreadable: those with values that are not finite, kept as they are.
+        accepted, kept: components replaced by SAM's mask; components where the coarse one was the safer.
+        small: components below the least area.
+        changed_voxels: voxels whose label differs from the coarse one.
+        seconds: by stage: encode, decode, total.
+    """
+
+    engine: str
+    sha256: str
+    slices: int = 0
+    encoded: int = 0
+    skipped: int = 0
+    unreadable: int = 0
+    accepted: int = 0
+    kept: int = 0
+    small: int = 0
+    changed_voxels: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0, "total": 0.0})
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; seconds are rounded to milliseconds."""
+        return asdict(self) | {"seconds": {name: round(value, 3) for name, value in self.seconds.items()}}

@@ -1,0 +1,127 @@
+"""What every SAM engine does: encode a slice once, then decode any number of prompts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from polycl.errors import InputError
+from polycl.sam.prompts import Prompts, resized
+
+# Of ImageNet's photographs in 8 bits, as SAM was trained.
+MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
+STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What an encoder made of one image.
+
+    Attributes:
+        features: float32 [1, 256, size / 16, size / 16].
+        original: height and width of the image.
+        resized: height and width it had inside the encoder's square, at the top left.
+    """
+
+    features: NDArray[np.float32]
+    original: tuple[int, int]
+    resized: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.features.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Candidates for one object.
+
+    Attributes:
+        logits: float32 [M, H, W] in the image's own pixels; above 0 is inside.
+        scores: float32 [M], the IoU that SAM expects of each.
+        low: float32 [M, 256, 256], the same logits at low resolution, for the next prompt.
+    """
+
+    logits: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    low: NDArray[np.float32]
+
+    @property
+    def best(self) -> int:
+        """The candidate with the highest score."""
+        return int(self.scores.argmax())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint was trained to see images, and which of its masks count.
+
+    Attributes:
+        photographic: 8-bit values less `MEAN` over `STD` (SAM); as they are in [0, 1] otherwise (MedSAM).
+        keep_aspect: longest side to the encoder's size and padding (SAM); stretched to the square otherwise (MedSAM).
+        several: three masks for an ambiguous prompt (SAM); always the one for clear prompts otherwise (MedSAM).
+    """
+
+    photographic: bool = True
+    keep_aspect: bool = True
+    several: bool = True
+
+    def size_of(self, image: tuple[int, int], size: int) -> tuple[int, int]:
+        """Height and width of an image of that height and width inside the encoder's square."""
+        return resized(*image, size) if self.keep_aspect else (size, size)
+
+    def prepare(self, image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+        """The encoder's input [1, 3, size, size] of a grey image [H, W] in [0, 1].
+
+        Resized in 8 bits, as SAM's own predictor does, so that the numbers are the same.
+        """
+        grey = check_image(image)
+        height, width = self.size_of((grey.shape[0], grey.shape[1]), size)
+        eight = Image.fromarray((grey * 255 + 0.5).astype(np.uint8))
+        pixels = np.asarray(eight.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+        result = np.zeros((1, 3, size, size), dtype=np.float32)
+        if self.photographic:
+            result[0, :, :height, :width] = (pixels - MEAN[:, None, None]) / STD[:, None, None]
+        else:
+            result[0, :, :height, :width] = pixels / 255
+        return result
+
+    def scale(self, pixels: NDArray[np.float64], embedding: Embedding) -> NDArray[np.float64]:
+        """(column, row) [..., 2] of the image, in the encoder's square."""
+        (height, width), (inner_height, inner_width) = embedding.original, embedding.resized
+        return pixels * np.array([inner_width / width, inner_height / height])
+
+
+class Engine(Protocol):
+    """A SAM checkpoint. Calls may come from several threads; masks are decoded while another thread encodes."""
+
+    name: str
+    sha256: str
+    size: int
+
+    def encode(self, image: NDArray[np.float32]) -> Embedding:
+        """The embedding of a grey image [H, W] in [0, 1]; InputError for anything else."""
+        ...
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
+        """One object's masks; InputError for prompts outside the image."""
+        ...
+
+    def decode_many(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Masks]:
+        """`decode` for each of `prompts`, in batches where the engine can."""
+        ...
+
+
+def check_image(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`image` as float32; InputError unless it is [H, W], not empty, and in [0, 1]."""
+    if image.ndim != 2 or not image.size:
+        raise InputError(f"an image of shape {image.shape} cannot be encoded; [H, W] is needed")
+    grey = np.asarray(image, dtype=np.float32)
+    if not (grey.min() >= 0 and grey.max() <= 1):  # NaN fails too
+        raise InputError("the image must be windowed to [0, 1] before it is encoded")
+    return grey

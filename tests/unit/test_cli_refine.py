@@ -1,0 +1,196 @@
+"""`polycl refine` and `polycl segment --refine` with an engine that needs no weights."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from polycl.cli import main
+from polycl.errors import ModelError
+from polycl.phantom import make_phantom
+from polycl.refinement import RefineParameters, refine
+from polycl.sam import Embedding, Masks, Prompts
+from polycl.segmenter import Segmenter
+from polycl.settings import Settings
+from polycl.volume import Volume, read_volume, write_volume
+
+pytestmark = pytest.mark.unit
+
+Run = Callable[..., tuple[int, str, str]]
+PHANTOM = make_phantom(1, shape=(40, 36, 5), spacing=(9.0, 10.0, 40.0), axcodes="LPS", oblique_degrees=12.0)
+
+
+class Boxes:
+    """A SAM that fills every box, but for the row at its top."""
+
+    name, sha256, size = "mobile-sam", "0" * 64, 64
+
+    def encode(self, image: NDArray[np.floating]) -> Embedding:
+        size = (image.shape[0], image.shape[1])
+        return Embedding(np.zeros((1, 1, *size), np.float32), size, size)
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
+        logits = np.full(embedding.original, -3.0, np.float32)
+        assert prompts.box is not None
+        left, top, right, bottom = prompts.box.astype(int)
+        logits[top + 1 : bottom + 1, left : right + 1] = 3.0
+        return Masks(logits[None], np.ones(1, np.float32), np.zeros((1, 256, 256), np.float32))
+
+    def decode_many(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Masks]:
+        return [self.decode(embedding, one) for one in prompts]
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path
+) -> Run:
+    """`polycl ARGS…` in this process: exit code, standard output, standard error."""
+    monkeypatch.setenv("POLYCL_WEIGHTS", str(tiny_checkpoint.parent))
+    monkeypatch.setenv("POLYCL_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("POLYCL_DEVICE", "cpu")
+    monkeypatch.setenv("POLYCL_PRECISION", "fp32")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polycl", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def sam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mobile-sam` is at hand, other engines are not."""
+
+    def load(name: str, settings: Settings) -> Boxes:
+        if name != "mobile-sam":
+            raise ModelError(f"the weights of {name} are missing", hint="they are looked for in a folder")
+        return Boxes()
+
+    monkeypatch.setattr("polycl.sam.load_engine", load)
+    monkeypatch.setattr("polycl.sam.default_engine", lambda settings: "mobile-sam")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Image, mask with two labels, output."""
+    image, mask = tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz"
+    write_volume(PHANTOM.image, image)
+    write_volume(coarse(), mask)
+    return image, mask, tmp_path / "out.nii.gz"
+
+
+def coarse() -> Volume:
+    labels = PHANTOM.image.with_voxels(np.zeros(PHANTOM.image.shape, np.uint8))
+    labels.canonical().voxels[8:18, 8:20, 1:4] = 1
+    labels.canonical().voxels[22:30, 8:20, 1:4] = 2
+    return labels
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    code, out, err = result
+    assert (code, out) == (1, ""), err
+    assert err.count("\n") == 1
+    assert err.startswith("polycl: ")
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.usefixtures("sam")
+def test_refine_writes_what_the_stage_makes_of_the_mask(run: Run, files: tuple[Path, Path, Path]) -> None:
+    image, mask, out = files
+    code, text, _ = run("refine", image, "--mask", mask, "-o", out, "--json", "--set", "box_margin=0")
+    assert code == 0
+    report = json.loads(text)
+    expected, done = refine(PHANTOM.image, coarse(), Boxes(), None, RefineParameters(box_margin=0))
+    np.testing.assert_array_equal(read_volume(out, kind="label").voxels, expected.voxels)
+    assert report["refinement"]["accepted"] == done.accepted > 0
+    assert report["model"] == "mobile-sam"
+    assert run("refine", image, "--mask", mask, "-o", out)[1].startswith(f"{out}: {done.accepted} outlines refined")
+
+
+@pytest.mark.usefixtures("sam")
+def test_refine_only_some_labels(run: Run, files: tuple[Path, Path, Path]) -> None:
+    image, mask, out = files
+    assert run("refine", image, "--mask", mask, "-o", out, "--label", 2, "--set", "box_margin=0")[0] == 0
+    written = read_volume(out, kind="label").voxels
+    np.testing.assert_array_equal(written == 1, coarse().voxels == 1)
+    assert ((written == 2) != (coarse().voxels == 2)).any()
+
+
+@pytest.mark.usefixtures("sam")
+def test_refine_says_no_in_one_line(run: Run, files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    image, mask, out = files
+    other = tmp_path / "other.nii.gz"
+    write_volume(Volume(coarse().voxels[:-1], coarse().affine), other)
+    refused(run("refine", image, "--mask", other, "-o", out), "other.nii.gz", "not on the grid")
+    refused(run("refine", image, "--mask", mask, "-o", out, "--label", 5), "no label 5", "1, 2")
+    refused(run("refine", image, "--mask", mask, "-o", out, "--model", "sam-vit-b"), "sam-vit-b", "missing")
+    refused(run("refine", image, "--mask", mask, "-o", out, "--set", "margin=2"), "margin", "box_margin")
+    refused(run("refine", image, "--mask", mask, "-o", out, "--set", "stride"), "NAME=VALUE")
+    refused(run("refine", image, "--mask", mask, "-o", out, "--window", "liver"), "soft-tissue")
+    refused(run("refine", image, "--mask", mask, "-o", out, "--window", "40,x"), "soft-tissue")
+    refused(run("refine", image, "--mask", tmp_path / "none.nii.gz", "-o", out), "none.nii.gz")
+    assert not out.exists()
+
+
+def test_refine_without_weights_fails_and_says_how_to_get_them(run: Run, files: tuple[Path, Path, Path]) -> None:
+    image, mask, out = files
+    refused(run("refine", image, "--mask", mask, "-o", out), "polycl models fetch")
+    refused(run("refine", image, "--mask", mask, "-o", out, "--model", "mobile-sam"), "mobile-sam", "missing")
+    refused(run("refine", image, "--mask", mask, "-o", out, "--model", "sam9"), "sam9", "mobile-sam")
+
+
+def segmented(tiny_checkpoint: Path, image: Volume) -> Volume:
+    return Segmenter.load(tiny_checkpoint, device="cpu", precision="fp32").segment(image)
+
+
+@pytest.mark.usefixtures("sam")
+def test_segment_refines_where_asked(run: Run, files: tuple[Path, Path, Path], tiny_checkpoint: Path) -> None:
+    image, _, out = files
+    code, text, _ = run("segment", image, "-o", out, "--model", "tiny", "--refine", "mobile-sam", "--json")
+    assert code == 0
+    report = json.loads(text)
+    window = Segmenter.load(tiny_checkpoint).header.preprocessing.window
+    expected, _ = refine(
+        read_volume(image),
+        segmented(tiny_checkpoint, read_volume(image)),
+        Boxes(),
+        None,
+        RefineParameters(window=window),
+    )
+    np.testing.assert_array_equal(read_volume(out, kind="label").voxels, expected.voxels)
+    assert report["refined"] is True
+    assert report["refinement"]["slices"] > 0
+    assert set(report["seconds"]) == {"read", "load", "segment", "refine", "write"}
+
+
+def test_segment_comes_unrefined_without_weights(
+    run: Run, files: tuple[Path, Path, Path], tiny_checkpoint: Path
+) -> None:
+    image, _, out = files
+    code, text, err = run("segment", image, "-o", out, "--model", "tiny", "--refine", "mobile-sam", "--json")
+    assert code == 0
+    assert "not refined" in err
+    report = json.loads(text)
+    assert report["refined"] is False
+    assert "mobile-sam" in report["reason"]
+    np.testing.assert_array_equal(
+        read_volume(out, kind="label").voxels, segmented(tiny_checkpoint, read_volume(image)).voxels
+    )
+
+
+def test_segment_refuses_an_engine_that_does_not_exist(run: Run, files: tuple[Path, Path, Path]) -> None:
+    image, _, out = files
+    refused(run("segment", image, "-o", out, "--model", "tiny", "--refine", "sam9"), "sam9", "mobile-sam")
+    assert not out.exists()

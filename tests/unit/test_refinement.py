@@ -1,0 +1,279 @@
+"""Refinement with a deterministic engine: what it accepts, what it keeps, and in which order it looks."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from polycl.errors import InputError, NotFoundError
+from polycl.refinement import RefineParameters, refine, window_from
+from polycl.refinement.stage import visiting_order
+from polycl.sam import Embedding, Masks, Prompts
+from polycl.volume import Volume
+from polycl.window import Window
+
+pytestmark = pytest.mark.unit
+
+SHAPE = (40, 36, 9)
+AFFINE = np.array([[2.0, 0, 0, -30], [0, 2.5, 0, 12], [0, 0, 4.0, 50], [0, 0, 0, 1]])
+ALWAYS = RefineParameters(stride=1, band=None, smooth=False)
+
+
+class Threshold:
+    """A SAM that finds what is brighter than half the window inside the box, however the image is turned."""
+
+    name, sha256, size = "threshold", "0" * 64, 64
+
+    def __init__(self, score: float = 0.9, bias: float = 0.0) -> None:
+        self.score, self.bias = score, bias
+        self.encoded: list[NDArray[np.floating]] = []
+        self.prompts: list[Prompts] = []
+
+    def encode(self, image: NDArray[np.floating]) -> Embedding:
+        self.encoded.append(image)
+        size = (image.shape[0], image.shape[1])
+        return Embedding(np.asarray(image, np.float32)[None, None], size, size)
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
+        self.prompts.append(prompts)
+        prompts.require_inside(embedding.original)
+        image = embedding.features[0, 0]
+        logits = np.full_like(image, -5.0)
+        assert prompts.box is not None
+        left, top, right, bottom = prompts.box.round().astype(int)
+        inside = (slice(max(0, top), bottom + 1), slice(max(0, left), right + 1))
+        logits[inside] = (image[inside] - 0.5) * 10 + self.bias
+        return Masks(logits[None], np.array([self.score], np.float32), np.zeros((1, 256, 256), np.float32))
+
+    def decode_many(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Masks]:
+        return [self.decode(embedding, one) for one in prompts]
+
+
+def scene() -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8]]:
+    """HU with two bright cylinders on slices 1 to 7, their labels 1 and 2, and the labels moved by a pixel."""
+    x, y = np.meshgrid(np.arange(SHAPE[0]), np.arange(SHAPE[1]), indexing="ij")
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[(x - 12) ** 2 / 81 + (y - 17) ** 2 / 100 < 1, 1:8] = 1
+    truth[(x - 29) ** 2 / 49 + (y - 15) ** 2 / 64 < 1, 1:8] = 2
+    coarse = np.roll(truth, 1, axis=0)
+    return np.where(truth > 0, 120, -60).astype(np.int16), truth, coarse
+
+
+def volumes() -> tuple[Volume, Volume, NDArray[np.uint8]]:
+    hu, truth, coarse = scene()
+    return Volume(hu, AFFINE), Volume(coarse, AFFINE), truth
+
+
+def turned(volume: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
+    """The same volume in other voxel axes."""
+    voxels, affine = volume.voxels.transpose(axes), volume.affine[:, [*axes, 3]].copy()
+    for axis, flip in enumerate(flips):
+        if flip:
+            affine[:, 3] += affine[:, axis] * (voxels.shape[axis] - 1)
+            affine[:, axis] *= -1
+            voxels = np.flip(voxels, axis)
+    return Volume(np.ascontiguousarray(voxels), affine)
+
+
+def test_a_shifted_mask_becomes_the_right_one() -> None:
+    image, coarse, truth = volumes()
+    refined, report = refine(image, coarse, Threshold(), None, ALWAYS)
+    np.testing.assert_array_equal(refined.voxels, truth)
+    assert (report.slices, report.encoded, report.accepted, report.kept) == (7, 7, 14, 0)
+    assert report.changed_voxels == np.count_nonzero(truth != coarse.voxels)
+    assert refined.voxels.dtype == np.uint8
+
+
+ORDERS = [(axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product((0, 1), repeat=3)]
+
+
+@pytest.mark.parametrize(("axes", "flips"), ORDERS)
+def test_every_axis_order_gives_the_same_mask(axes: tuple[int, ...], flips: tuple[bool, ...]) -> None:
+    image, coarse, _ = volumes()
+    coarse.voxels[3:6, 20:29, 2:5] = 2  # nothing symmetric
+    parameters = RefineParameters(stride=2)
+    straight, first = refine(image, coarse, Threshold(), None, parameters)
+    other, second = refine(turned(image, axes, flips), turned(coarse, axes, flips), Threshold(), None, parameters)
+    np.testing.assert_array_equal(other.canonical().voxels, straight.voxels)
+    assert (first.accepted, first.kept, first.skipped) == (second.accepted, second.kept, second.skipped)
+
+
+@pytest.mark.parametrize("engine", [Threshold(score=0.2), Threshold(bias=20.0), Threshold(bias=-20.0)])
+def test_what_sam_is_unsure_of_or_disagrees_on_stays_coarse(engine: Threshold) -> None:
+    image, coarse, _ = volumes()
+    refined, report = refine(image, coarse, engine, None, ALWAYS)
+    np.testing.assert_array_equal(refined.voxels, coarse.voxels)
+    assert (report.accepted, report.kept, report.changed_voxels) == (0, 14, 0)
+
+
+def test_slices_beside_unchanged_ones_are_skipped() -> None:
+    image, _, truth = volumes()
+    engine = Threshold()
+    refined, report = refine(image, Volume(truth, AFFINE), engine, None, RefineParameters(stride=4))
+    np.testing.assert_array_equal(refined.voxels, truth)
+    assert (report.slices, report.encoded, report.skipped) == (7, 3, 4)
+    assert len(engine.encoded) == 3
+
+
+def test_a_slice_that_changes_has_the_ones_beside_it_visited() -> None:
+    image, _, truth = volumes()
+    coarse = truth.copy()
+    coarse[:, :, 5] = np.roll(truth[:, :, 5], 1, axis=0)  # position 4 of 7: always visited
+    _, report = refine(image, Volume(coarse, AFFINE), Threshold(), None, RefineParameters(stride=4))
+    assert (report.encoded, report.skipped) == (6, 1)
+
+
+def test_only_slices_with_coarse_mask_are_encoded_and_nothing_is_invented() -> None:
+    image, coarse, _ = volumes()
+    coarse.voxels[:, :, 3:] = 0
+    coarse.voxels[coarse.voxels[:, :, 2] == 2, 2] = 0
+    engine = Threshold()
+    refined, _ = refine(image, coarse, engine, None, RefineParameters(stride=1, band=None))
+    assert len(engine.encoded) == 2
+    assert not refined.voxels[:, :, 3:].any()
+    assert not (refined.voxels[:, :, 2] == 2).any()
+    assert (refined.voxels[:, :, 1] == 2).any()
+
+
+def test_small_components_and_other_labels_are_kept_as_they_are() -> None:
+    image, coarse, truth = volumes()
+    coarse.voxels[1:3, 33:35, 4] = 1
+    refined, report = refine(image, coarse, Threshold(), None, ALWAYS, labels=[1])
+    np.testing.assert_array_equal(refined.voxels[1:3, 33:35, 4], 1)
+    np.testing.assert_array_equal(refined.voxels == 2, coarse.voxels == 2)
+    assert (report.small, report.accepted) == (1, 7)
+    assert (truth == 1).sum() + 4 == (refined.voxels == 1).sum()
+
+
+def test_two_labels_never_share_and_never_take_what_was_kept() -> None:
+    hu, truth, _ = scene()
+    joined = np.where(truth > 0, 1, 0).astype(np.uint8)
+    hu[:] = -60
+    hu[8:30, 8:24, 1:8] = 120
+    joined[:] = 0
+    joined[8:20, 8:24, 1:8] = 1
+    joined[20:30, 8:24, 1:8] = 2
+    coarse = Volume(joined, AFFINE)
+    refined, report = refine(Volume(hu, AFFINE), coarse, Threshold(), None, RefineParameters(stride=1, band=None))
+    assert report.accepted == 14
+    assert set(np.unique(refined.voxels[8:30, 8:24, 1:8])) == {1, 2}
+    only, _ = refine(Volume(hu, AFFINE), coarse, Threshold(), None, ALWAYS, labels=[1])
+    np.testing.assert_array_equal(only.voxels == 2, joined == 2)
+
+
+def test_the_band_limits_how_far_the_edge_moves() -> None:
+    image, _, truth = volumes()
+    coarse = truth.copy()
+    image.voxels[12, 17, 4] = -60  # a dark spot in the middle: SAM's hole is far from the edge
+    free, _ = refine(image, Volume(coarse, AFFINE), Threshold(), None, ALWAYS)
+    held, _ = refine(image, Volume(coarse, AFFINE), Threshold(), None, ALWAYS.model_copy(update={"band": 5.0}))
+    assert free.voxels[12, 17, 4] == 0
+    assert held.voxels[12, 17, 4] == 1
+
+
+def test_smoothing_reverts_a_change_that_both_neighbours_deny() -> None:
+    image, _, truth = volumes()
+    image.voxels[12, 17, 4] = -60
+    parameters = RefineParameters(stride=1, band=None)
+    smoothed, _ = refine(image, Volume(truth, AFFINE), Threshold(), None, parameters)
+    assert smoothed.voxels[12, 17, 4] == 1
+
+
+def test_sam_sees_the_region_around_the_organ() -> None:
+    image, coarse, _ = volumes()
+    engine = Threshold()
+    refine(image, coarse, engine, None, RefineParameters(crop_margin=5.0, min_crop=1.0))
+    whole = Threshold()
+    refine(image, coarse, whole, None, RefineParameters(crop_margin=None))
+    assert whole.encoded[0].shape == (36, 40)
+    rows, columns = np.flatnonzero(coarse.voxels.any(axis=(0, 2))), np.flatnonzero(coarse.voxels.any(axis=(1, 2)))
+    assert engine.encoded[0].shape == (np.ptp(rows) + 5, min(40, columns[-1] + 3) - max(0, columns[0] - 2))
+
+
+def test_prompts_are_box_point_and_mask_as_asked() -> None:
+    image, coarse, _ = volumes()
+    engine = Threshold()
+    refine(image, coarse, engine, None, RefineParameters(point=True, mask_prompt=True, crop_margin=None))
+    prompts = engine.prompts[0]
+    column, row = prompts.points[0].astype(int)
+    assert coarse.voxels[39 - column, 35 - row, 1] == 1
+    assert prompts.mask_logits is not None
+    assert prompts.mask_logits[int((row + 0.5) * 6.4), int((column + 0.5) * 6.4)] > 5
+    bare = Threshold()
+    refine(image, coarse, bare, None, RefineParameters(point=False, mask_prompt=False))
+    assert len(bare.prompts[0].points) == 0
+    assert bare.prompts[0].mask_logits is None
+
+
+def test_a_slice_that_is_not_finite_is_kept() -> None:
+    image, coarse, _ = volumes()
+    hu = image.voxels.astype(np.float32)
+    hu[:, :, 4] = np.nan
+    refined, report = refine(Volume(hu, AFFINE), coarse, Threshold(), None, ALWAYS)
+    np.testing.assert_array_equal(refined.voxels[:, :, 4], coarse.voxels[:, :, 4])
+    assert (report.unreadable, report.encoded) == (1, 6)
+
+
+def test_an_empty_mask_costs_nothing() -> None:
+    image, coarse, _ = volumes()
+    engine = Threshold()
+    refined, report = refine(image, coarse.with_voxels(np.zeros_like(coarse.voxels)), engine)
+    assert not refined.voxels.any()
+    assert engine.encoded == []
+    assert report.slices == 0
+
+
+def test_the_input_is_left_alone_and_progress_ends_at_the_total() -> None:
+    image, coarse, _ = volumes()
+    before, steps = coarse.voxels.copy(), []
+    refine(image, coarse, Threshold(), None, None, lambda done, total: steps.append((done, total)))
+    np.testing.assert_array_equal(coarse.voxels, before)
+    assert steps == [(n, 7) for n in range(1, 8)]
+
+
+def test_a_mask_of_another_grid_is_refused() -> None:
+    image, coarse, _ = volumes()
+    moved = coarse.affine.copy()
+    moved[0, 3] += 7
+    for other in (Volume(coarse.voxels[:-1], AFFINE), Volume(coarse.voxels, moved)):
+        with pytest.raises(InputError, match="coarse mask is not on the grid"):
+            refine(image, other, Threshold())
+    with pytest.raises(InputError, match="0 to 255"):
+        refine(image, coarse.with_voxels(np.full(SHAPE, np.nan)), Threshold())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 23])
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_each_slice_comes_once_after_those_it_depends_on(count: int, stride: int) -> None:
+    seen: list[int] = []
+    for position, around in visiting_order(count, stride):
+        assert set(around) <= set(seen)
+        seen.append(position)
+    assert sorted(seen) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"margin": 3}, "box_margin"),
+        ({"stride": 3}, "power of two"),
+        ({"min_agreement": 1.5}, "min_agreement"),
+        ({"band": float("nan")}, "band"),
+        ({"window": [40, 0]}, "width"),
+        ({"window": "liver"}, "soft-tissue"),
+    ],
+)
+def test_wrong_parameters_are_named(values: dict[str, Any], word: str) -> None:
+    with pytest.raises((InputError, NotFoundError), match=word):
+        RefineParameters(**values)
+
+
+def test_windows_by_name_and_numbers() -> None:
+    assert window_from("lung") == Window(level=-600, width=1500)
+    assert RefineParameters(window=[50, 350]).window == Window(level=50, width=350)
+    for bad in (None, 3, [1], [1, "a"], [1, float("inf")], [True, 4], {"level": 3}):
+        with pytest.raises(InputError, match="window must be"):
+            window_from(bad)
