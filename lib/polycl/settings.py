@@ -48,6 +48,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise InputError("; ".join(_sentence(dict(part)) for part in error.errors())) from None
+        if self.weights is not None and not self.weights.is_dir():
+            raise InputError(f"{PREFIX}WEIGHTS={str(self.weights)!r}: there is no such folder")
 
     @property
     def models(self) -> Path:

@@ -1,6 +1,7 @@
 """The server in this process, over a folder of tiny images in many orientations."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,10 +54,11 @@ def client(studies: Path, settings: Settings) -> Iterator[TestClient]:
 
     from polycl.server import create_app
 
-    before, environment = monailabel_settings.model_dump(), dict(os.environ)
+    before, environment, temporary = monailabel_settings.model_dump(), dict(os.environ), tempfile.tempdir
     app = create_app(str(studies), settings)
     with TestClient(app, raise_server_exceptions=False) as running:
         yield running
+    tempfile.tempdir = temporary
     os.environ.clear()
     os.environ.update(environment)
     for name, value in before.items():

@@ -16,6 +16,7 @@ from polycl.errors import InputError, PolyclError
 from polycl.monailabel import pacs
 from polycl.monailabel.pacs import PacsStore
 from polycl.phantom import make_phantom, write_dicom_series
+from polycl.volume import write_volume
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(25)]  # MONAI Label's client tries for half a minute
 
@@ -201,8 +202,11 @@ def test_a_label_for_a_pacs_without_the_program(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    files = {"label": ("label.nii.gz", b"data")}
+    write_volume(make_phantom(0, shape=(24, 20, 5), spacing=(16.0, 16.0, 20.0)).labels, tmp_path / "label.nii.gz")
+    files = {"label": ("label.nii.gz", (tmp_path / "label.nii.gz").read_bytes())}
     refused(client.put("/datastore/label", params={"image": "1.9"}, files=files), 501, "itkimage2segimage")
+    files = {"label": ("label.nii.gz", b"data")}
+    refused(client.put("/datastore/label", params={"image": "1.9"}, files=files), 422, "label")
 
 
 def test_nothing_is_downloaded_at_start(

@@ -203,3 +203,46 @@ def test_finetune_makes_a_checkpoint_that_segments(run: Run, tmp_path: Path) -> 
     assert run("segment", image, "-o", tmp_path / "o.nii.gz", "--model", checkpoint)[0] == 0
     refused(run("finetune", dataset, "--target", "liver", "-o", checkpoint), "liver=1,2")
     refused(run("finetune", tmp_path / "no", "--target", "liver=1", "-o", checkpoint), "images/")
+
+
+def test_a_chosen_series_is_checked_as_any_image(run: Run, tmp_path: Path) -> None:
+    import pydicom
+
+    patient = make_phantom(1, shape=(24, 24, 4), spacing=(16.0, 16.0, 40.0)).image
+    (first, *rest) = write_dicom_series(patient, tmp_path / "dicom", seed=1)
+    uid = str(pydicom.dcmread(first).SeriesInstanceUID)
+    out = tmp_path / "o.nii.gz"
+    assert run("segment", tmp_path / "dicom", "-o", out, "--model", "tiny", "--series", uid)[0] == 0
+    for file in (first, *rest):
+        stored = pydicom.dcmread(file)
+        stored.RescaleIntercept = 0
+        stored.save_as(file)
+    bad = run("segment", tmp_path / "dicom", "-o", tmp_path / "p.nii.gz", "--model", "tiny", "--series", uid)
+    refused(bad, "rescale", "--any-values")
+    refused(run("segment", tmp_path / "dicom", "-o", out, "--model", "tiny", "--series", "1.2.3"), "1.2.3", uid)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(run: Run, image: Path, tmp_path: Path) -> None:
+    refused(run("segment", tmp_path / "no.nii.gz", "-o", tmp_path / "out.png", "--model", "tiny"), "out.png")
+    refused(run("segment", image, "-o", tmp_path / "none" / "o.nii.gz", "--model", "tiny"), "no folder")
+    out = tmp_path / "o.nii.gz"
+    refused(run("segment", image, "-o", out, "--model", "tiny", "--picture", tmp_path / "p.zzz"), ".png")
+    assert not out.exists()
+
+
+def test_libraries_add_no_lines_of_their_own(run: Run, image: Path, tmp_path: Path) -> None:
+    broken = bytearray(__import__("gzip").decompress(image.read_bytes()))
+    broken[70:72] = (777).to_bytes(2, "little")
+    (tmp_path / "odd.nii").write_bytes(broken)
+    refused(run("segment", tmp_path / "odd.nii", "-o", tmp_path / "o.nii.gz", "--model", "tiny"), "odd.nii")
+
+
+def test_a_header_in_the_wrong_unit_is_refused(run: Run, tmp_path: Path) -> None:
+    tiny = Volume(PHANTOM.image.voxels, PHANTOM.image.affine @ np.diag([1e-4, 1e-4, 1e-4, 1]))
+    write_volume(tiny, tmp_path / "t.nii.gz")
+    refused(run("segment", tmp_path / "t.nii.gz", "-o", tmp_path / "o.nii.gz", "--model", "tiny"), "mm", "header")
+
+
+def test_a_folder_of_weights_must_be_there(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POLYCL_WEIGHTS", str(tmp_path / "none"))
+    refused(run("models", "list"), "POLYCL_WEIGHTS", "no such folder")

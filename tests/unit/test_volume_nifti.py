@@ -384,7 +384,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, suffix: str, monkeypa
 
 def test_unwritable_targets_are_refused(tmp_path: Path) -> None:
     volume = Volume(ct(), OBLIQUE)
-    with pytest.raises(InputError, match="No such file or directory"):
+    with pytest.raises(InputError, match="there is no folder"):
         write_volume(volume, tmp_path / "missing" / "a.nii.gz")
     with pytest.raises(InputError, match=r"name it \.nii\.gz"):
         write_volume(volume, tmp_path / "a.png")

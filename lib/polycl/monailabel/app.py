@@ -9,6 +9,7 @@ from typing import Any
 from monailabel.config import settings as server_settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.tasks.activelearning.first import First
 from monailabel.utils.sessions import Sessions
@@ -16,7 +17,10 @@ from monailabel.utils.sessions import Sessions
 import polycl
 from polycl.catalogue import Catalogue
 from polycl.errors import InputError, ModelError, NotFoundError
+from polycl.monailabel import click, refine
 from polycl.monailabel.config import AppConfig
+from polycl.monailabel.engines import MISSING
+from polycl.monailabel.folders import check_name
 from polycl.monailabel.infer import Runtime, SegmentTask
 from polycl.monailabel.pacs import SEG_WRITER, PacsStore
 from polycl.monailabel.store import IMAGE_PATTERNS, LocalStore
@@ -27,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
-    """Registers one task for each segmenter of the catalogue, and the strategies that pick the next image."""
+    """Registers one task for each segmenter of the catalogue, those that need SAM, and what picks the next image."""
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         self.config = AppConfig.parse(conf or {})
@@ -52,15 +56,19 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         auto_reload = server_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
         return LocalStore(self.studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload)
 
-    def init_infers(self) -> dict[str, SegmentTask]:
-        """One task for each segmenter; one that cannot be used is logged, and named to those who ask for it."""
-        tasks = {}
+    def init_infers(self) -> dict[str, InferTask]:
+        """One task for each segmenter, clicks and refinement; what cannot be used is named to those who ask for it."""
+        tasks: dict[str, InferTask] = {}
         for name in self._names():
             try:
                 tasks[name] = SegmentTask(self.catalogue.entry(name, "segmenter"), self.runtime)
             except ModelError as error:
                 logger.warning("model %s is left out: %s", name, error.in_full())
                 self._broken[name] = str(error)
+        if self.runtime.engines.default() is None:
+            self._broken |= dict.fromkeys((click.NAME, refine.NAME), MISSING)
+        else:
+            tasks |= {click.NAME: click.ClickTask(self.runtime), refine.NAME: refine.RefineTask(self.runtime)}
         return tasks
 
     def init_strategies(self) -> dict[str, Strategy]:
@@ -70,18 +78,33 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """MONAI Label's inference, with an answer for models and images that are not there."""
         model = str(request.get("model") or "")
+        self.require_model(model)
+        tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL
+        check_name("label_tag", tag)
+        store = datastore or self.datastore()
+        image = request.get("image")
+        added = {"image": self._image_path(image, store)}
+        if model == refine.NAME:
+            added |= refine.stored_label(request, store)
+        try:
+            result = super().infer({**request, **added}, store)
+        except InputError as error:
+            raise InputError(_by_role(str(error), request), hint=error.hint) from error
+        if request.get("save_label") and not Path(str(image)).is_absolute():
+            info = {"model": model, "params": result["params"]}
+            try:
+                result["label"] = store.save_label(image, result["file"], tag, info)
+            except BaseException:
+                Path(result["file"]).unlink(missing_ok=True)
+                raise
+        return dict(result)
+
+    def require_model(self, model: str) -> None:
+        """ModelError for a model that cannot be used, NotFoundError for one that there is not."""
         if model in self._broken:
             raise ModelError(self._broken[model])
         if model not in self._infers:
             raise NotFoundError(f"no model is called {model!r}; there are: {', '.join(self._infers) or 'none'}")
-        store = datastore or self.datastore()
-        image = request.get("image")
-        result = super().infer({**request, "image": self._image_path(image, store)}, store)
-        if request.get("save_label") and not Path(str(image)).is_absolute():
-            tag = request.get("label_tag", DefaultLabelTag.ORIGINAL)
-            info = {"model": model, "params": result["params"]}
-            result["label"] = store.save_label(image, result["file"], tag, info)
-        return dict(result)
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """MONAI Label's batch inference, on the device of the settings: choosing a GPU itself, it fails without."""
@@ -126,3 +149,12 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         settings = self.runtime.settings
         cache = server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.cache / "dicomweb"
         return PacsStore(self.studies, Path(cache), settings.max_voxels)
+
+
+def _by_role(message: str, request: Mapping[str, Any]) -> str:
+    """`message` with "the image" and "the label" for the files that MONAI Label made of what a client sent."""
+    for role in ("image", "label"):
+        sent = request.get(role)
+        if isinstance(sent, str) and Path(sent).is_absolute():
+            message = message.replace(f"{Path(sent).name}: ", f"the {role}: ")
+    return message

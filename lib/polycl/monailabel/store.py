@@ -1,6 +1,8 @@
 """The folder of images that MONAI Label calls a local datastore, for a server that uses several threads."""
 
+import filecmp
 import functools
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,10 @@ from typing import Any
 
 from monailabel.datastore.local import LocalDatastore
 
+from polycl.errors import InputError, PolyclError
 from polycl.monailabel.folders import IMAGE_SUFFIXES, check_store
+
+logger = logging.getLogger(__name__)
 
 IMAGE_PATTERNS = tuple("*" + suffix for suffix in IMAGE_SUFFIXES)
 
@@ -36,6 +41,12 @@ _SHARED = (
 )
 
 
+class Conflict(PolyclError):
+    """What the request would make is there already."""
+
+    status = 409
+
+
 class IndexedStore(LocalDatastore):  # type: ignore[misc, unused-ignore]
     """MONAI Label's index of images and labels in a folder, one call at a time.
 
@@ -48,6 +59,19 @@ class IndexedStore(LocalDatastore):  # type: ignore[misc, unused-ignore]
         with self._index_lock:
             super().__init__(*arguments, **options)
 
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        """Read the index. One that is damaged is an InputError if `throw_exception`, else logged and not used."""
+        try:
+            super()._init_from_datastore_file(throw_exception=True)
+        except ValueError as error:
+            if not throw_exception:
+                logger.error("%s is damaged; what was read before stays in use", self._datastore_config_path)
+                return
+            raise InputError(
+                f"{self._datastore_config_path} is damaged; move it away and start again: images and labels are found "
+                "again, and only what was noted about them, such as the names of labels, is missing"
+            ) from error
+
 
 class LocalStore(IndexedStore):
     """A folder of images; labels are saved under it. InputError if it does not exist or cannot be written."""
@@ -55,6 +79,20 @@ class LocalStore(IndexedStore):
     def __init__(self, folder: str, **options: Any) -> None:
         check_store(Path(folder))
         super().__init__(folder, **options)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Copy an image into the store under the id; the same file again changes only what is noted about it.
+
+        Conflict if the id has another image: its labels would be this one's.
+        """
+        with self._index_lock:
+            known = self.get_image_uri(image_id)
+            if known and Path(known).exists():  # the index may not know yet that a file is gone
+                if not filecmp.cmp(known, image_filename, shallow=False):
+                    raise Conflict(f"the store has another image {image_id!r}; use another id, or delete that one")
+                self.update_image_info(image_id, image_info)
+                return image_id
+            return str(super().add_image(image_id, image_filename, image_info))
 
 
 def _one_at_a_time(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,65 +2,111 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
-from fastapi import UploadFile
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.utils.app import app_instance
+from starlette.datastructures import UploadFile
 
-from polycl.errors import InputError, NotFoundError, PolyclError
-from polycl.monailabel.folders import IMAGE_SUFFIXES
+from polycl.errors import NotFoundError
+from polycl.monailabel.folders import BadRequest, check_name
+from polycl.monailabel.store import LocalStore
+from polycl.server.uploads import check_upload, prepare_archive, prepare_image, prepare_label
 
 NAMES = ("model", "image", "id", "label", "tag", "strategy", "session_id")
 OURS = ("model", "image", "session", "description")
 CHECKSUMS = ("SHA256", "SHA512", "MD5")
+MAX_DEPTH = 32
+"""Of JSON that may be kept: the store's own reader goes to 200, and FastAPI to fewer."""
 
 
-class BadRequest(PolyclError):
-    """A parameter that is not even of the right form."""
+def check_arguments(name: str, arguments: dict[str, Any]) -> None:
+    """Raises a PolyclError if the arguments of the endpoint called `name` cannot be used.
 
-
-def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raises a PolyclError if the arguments of the endpoint called `name` cannot be used."""
+    Gives what is to be stored plain names; see `polycl.server.uploads`.
+    """
     for key in NAMES:
         # With a session, Slicer sends the name of its volume as the image, which may hold anything and is not used.
         in_use = key != "image" or not arguments.get("session_id")
         if in_use and isinstance(value := arguments.get(key), str):
-            _check_name(key, value)
+            check_name(key, value)
     if ".." in str(arguments.get("path", "")).replace("\\", "/").split("/"):  # out of the PACS's DICOMweb root
         raise BadRequest("path may not hold ..")
     for key in ("params", "info"):
-        if isinstance(text := arguments.get(key), str):
-            _check_object(key, text)
+        _check_object(key, arguments.get(key))
     _check_checksum(arguments.get("check_sum"))
     if session := arguments.get("session_id"):
         _check_session(session)
-    if name == "api_add_image":
-        _check_suffix(arguments["file"], IMAGE_SUFFIXES, "images in the store")
-    if arguments.get("uncompress"):
-        for file in arguments["files"]:
-            _check_suffix(file, (".zip",), "archives")
+    _check_there(name, arguments)
+    _check_supported(name, arguments)
+    _check_files(name, arguments)
+
+
+def _check_supported(name: str, arguments: dict[str, Any]) -> None:
     if "wsi" in name:
         raise NotFoundError("whole-slide images are not supported here; POST /infer/MODEL is for volumes")
     if name == "gpu_info" and shutil.which("nvidia-smi") is None:
         raise NotFoundError("there is no NVIDIA driver on this machine")
     if name == "api_download_dataset" and not app_instance().datastore().datalist():
         raise NotFoundError("no image in this store has a final label yet")
+    if arguments.get("output") == "dicom_seg" and not isinstance(app_instance().datastore(), DICOMWebDatastore):
+        raise BadRequest("output=dicom_seg needs a DICOMweb store; use output=image or all")
 
 
-def _check_name(key: str, value: str) -> None:
-    if "/" in value or "\\" in value or "\0" in value or value in (".", ".."):
-        raise BadRequest(f"{key} must be a name, not a path")
+def _check_there(name: str, arguments: dict[str, Any]) -> None:
+    """NotFoundError for names that MONAI Label would take in silence. What a PACS has is not asked here."""
+    app = app_instance()
+    if name == "api_run" and "model" in arguments:  # batch inference; those without are for all trainers or scorings
+        app.require_model(arguments["model"])
+    for endpoint, key, what, known in (
+        ("api_run_model", "model", "trainer", app._trainers),
+        ("api_run_method", "method", "scoring method", app._scoring_methods),
+    ):
+        if name == endpoint and arguments[key] not in known:
+            raise NotFoundError(f"no {what} is called {arguments[key]!r}; there are: {', '.join(known) or 'none'}")
+    store = app.datastore()
+    if not isinstance(store, LocalStore):
+        return
+    if name == "api_get_image_info" and not store.get_image_uri(arguments["image"]):
+        raise NotFoundError("no such image in this store")
+    if name in ("api_get_label_info", "api_remove_label"):
+        label = arguments["label" if "label" in arguments else "id"]
+        if not store.get_label_uri(label, arguments["tag"]):
+            raise NotFoundError("no such label in this store")
 
 
-def _check_object(key: str, text: str) -> None:
+def _check_files(name: str, arguments: dict[str, Any]) -> None:
+    sent = [arguments.get("file"), arguments.get("label"), *(arguments.get("files") or ())]
+    for file in sent:
+        if isinstance(file, UploadFile):
+            check_upload(file)
+    if name == "api_add_image":
+        prepare_image(arguments)
+    if name == "api_save_label":
+        prepare_label(arguments)
+    if arguments.get("uncompress"):
+        for file in arguments["files"]:
+            prepare_archive(file)
+
+
+def _check_object(key: str, given: object) -> None:
+    """BadRequest unless `given`, as text or parsed by FastAPI, is an object that can be kept, and sent, as JSON."""
+    if given is None:
+        return
     try:
-        value = json.loads(text or "{}")
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadRequest(f"{key} is not JSON: {error}") from None
+        value = json.loads(given or "{}") if isinstance(given, str) else given
+        # Python reads and writes NaN, and text that is no Unicode; other readers, the store's among them, do not.
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        too_deep = _depth(value) > MAX_DEPTH
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"{key} is not JSON: {_reason(error)}") from None
     if not isinstance(value, dict):
         raise BadRequest(f"{key} must be a JSON object, like {{}}")
-    if key == "params" and (taken := [name for name in OURS if name in value]):
+    if too_deep:
+        raise BadRequest(f"{key} is nested too deeply: {MAX_DEPTH} levels are allowed")
+    if "label_tag" in value and value["label_tag"] is not None:
+        check_name("label_tag", value["label_tag"])
+    if isinstance(given, str) and key == "params" and (taken := [name for name in OURS if name in value]):
         raise BadRequest(f"{key} may not set {', '.join(taken)}: the address of the request does")
 
 
@@ -75,6 +121,11 @@ def _check_session(session_id: str) -> None:
         raise NotFoundError("no such session, or it expired: send the image again with PUT /session/")
 
 
-def _check_suffix(file: UploadFile, suffixes: tuple[str, ...], what: str) -> None:
-    if not (file.filename or "").lower().endswith(suffixes):
-        raise InputError(f"{what} must be named {', '.join('*' + suffix for suffix in suffixes)}")
+def _depth(value: object) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
+
+
+def _reason(error: Exception) -> str:
+    return "it holds text that is not Unicode" if isinstance(error, UnicodeError) else str(error)

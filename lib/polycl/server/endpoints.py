@@ -18,7 +18,7 @@ from typing import Any
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
-from fastapi import Request
+from fastapi import BackgroundTasks, Request
 from fastapi.routing import APIRoute
 
 from polycl.server.checks import check_arguments
@@ -75,6 +75,8 @@ def in_thread(endpoint: Endpoint) -> Endpoint:
         try:
             return await run_sync(_call, endpoint, name, arguments, limiter=_limiter(inference))
         except Exception as error:
+            if isinstance(tasks := arguments.get("background_tasks"), BackgroundTasks):
+                await tasks()  # they delete what was sent; FastAPI drops them with the request
             answer = to_http(error)
             raise answer from (None if answer is error else error)
 

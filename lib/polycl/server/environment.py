@@ -9,6 +9,7 @@ import logging
 import logging.config
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def configure(studies: str, settings: Settings, port: int) -> None:
     """Point MONAI Label at `studies` and at the state folder, in this process and those it starts."""
     app = write_app(settings)
     shutil.rmtree(settings.cache / "results", ignore_errors=True)
+    keep_temporary_files(settings.cache / "tmp")
     for name, value in settings.model_dump().items():
         if value is not None:
             os.environ[PREFIX + name.upper()] = str(value)
@@ -62,6 +64,14 @@ def write_app(settings: Settings) -> Path:
     return app
 
 
+def keep_temporary_files(folder: Path) -> None:
+    """Let this process and those it starts keep what clients send in `folder`, emptied, which nobody else can read."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+
+
 def log_to(folder: Path) -> None:
     """Log to the console and to `folder/app.log`. MONAI Label's own information is left out: it names patients."""
     handlers: dict[str, Any] = {
@@ -88,6 +98,8 @@ def log_to(folder: Path) -> None:
             },
         }
     )
+    # It quotes the index of a store, with what was noted about patients; `polycl.monailabel.store` says it without.
+    logging.getLogger("monailabel.datastore.local").addFilter(lambda record: "to load datastore" not in str(record.msg))
     logging.getLogger("timeloop").disabled = True  # it sets its own level
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polycl.errors import InputError, PolyclError
-from polycl.volume import SeriesInfo, list_series, read_series, write_volume
+from polycl.volume import SeriesInfo, check_ct, list_series, read_series, write_volume
 
 Progress = Callable[[int, int], None]
 """Called with series done and series in all."""
@@ -54,7 +54,9 @@ def _import(series: SeriesInfo, store: Path, report: ImportReport) -> None:
         report.present.append(series.uid)
     else:
         try:
-            write_volume(read_series(series.files), target)
+            volume = read_series(series.files)
+            check_ct(volume.voxels)
+            write_volume(volume, target)
         except PolyclError as error:
             report.refused[series.uid] = str(error)
         else:

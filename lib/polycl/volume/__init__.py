@@ -9,7 +9,7 @@ from polycl.volume.dicom import SeriesInfo, list_series, read_series
 from polycl.volume.nrrd import read_segments
 from polycl.volume.orientation import canonical_affine, canonical_view, from_canonical_index, to_canonical_index
 from polycl.volume.reading import read_volume
-from polycl.volume.writing import write_volume
+from polycl.volume.writing import require_writable, write_volume
 
 __all__ = [
     "MAX_VOXELS",
@@ -23,6 +23,7 @@ __all__ = [
     "read_segments",
     "read_series",
     "read_volume",
+    "require_writable",
     "to_canonical_index",
     "write_volume",
 ]

@@ -20,7 +20,9 @@ CT_RANGE = (-32768, 32768)
 LOWEST_TISSUE_HU = -1500
 # Fat to muscle alone is 150 HU, and the narrowest display window about 80.
 SMALLEST_SPAN_HU = 50
-ANY_VALUES_HINT = "allow any values (--any-values) if that is what you want"
+ANY_VALUES_HINT = "to use it all the same give --any-values, or allow_any_values in a request"
+# From micro-CT of a specimen to the thickest slices; beyond that a header is wrong.
+SPACING_MM = (0.02, 200.0)
 SLAB_BYTES = 8 << 20
 
 
@@ -87,6 +89,14 @@ def check_ct(voxels: NDArray[Any]) -> None:
         "has no voxel between air (-1000 HU) and water (0 HU): it looks like stored values without the rescale "
         f"intercept, or not a CT; {ANY_VALUES_HINT}"
     )
+
+
+def check_spacing(spacing: Sequence[float]) -> None:
+    """InputError unless the distances between voxels, in mm, can be those of a CT."""
+    low, high = SPACING_MM
+    if not all(low <= mm <= high for mm in spacing):
+        sizes = "x".join(f"{mm:.3g}" for mm in spacing)
+        raise InputError(f"has voxels of {sizes} mm; {low:g} to {high:g} mm are accepted: is the header right?")
 
 
 def to_label(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -79,12 +79,18 @@ def _files(source: Source) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise NotFoundError(f"{source.name}: no such file or folder")
-    return sorted(
-        Path(folder, name)
-        for folder, _, names in os.walk(source)
-        for name in names
-        if not name.startswith(".") and name != "DICOMDIR"
-    )
+    paths = (Path(folder, name) for folder, _, names in os.walk(source) for name in names)
+    return sorted(path for path in paths if _may_be_dicom(path))
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Pipes, devices and what a system shows as empty files are not opened: that might never return."""
+    if path.name.startswith(".") or path.name == "DICOMDIR":
+        return False
+    try:
+        return path.is_file() and (path.suffix.lower() == ".dcm" or path.stat().st_size > 0)
+    except OSError:
+        return False
 
 
 def _scan(source: Source) -> dict[str, dict[Path, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.errors import InputError
+from polycl.volume.checks import ANY_VALUES_HINT
 
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 DICOMDIR = "1.2.840.10008.1.3.10"
@@ -102,7 +103,7 @@ def _check_is_slice(header: Any, allow_any_modality: bool) -> None:
     if "Rows" not in header or "Columns" not in header:
         raise InputError(f"holds no images (modality {modality}); a CT series is needed")
     if modality != "CT" and not allow_any_modality:
-        raise InputError(f"has modality {modality}; a CT is needed (--any-values allows others)")
+        raise InputError(f"has modality {modality}; a CT is needed; {ANY_VALUES_HINT}")
     if "LOCALIZER" in [str(value).upper() for value in _values(header.get("ImageType"))]:
         raise InputError("holds a localizer (scout) image; a series of slices is needed")
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))

@@ -1,5 +1,6 @@
 """NIfTI-1 and NIfTI-2 single files, plain or gzip."""
 
+import logging
 from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +59,8 @@ def _read_header(stream: BufferedIOBase) -> Any:
     from nibabel.nifti2 import Nifti2Header
     from nibabel.spatialimages import HeaderDataError
 
+    # what it would print of a broken header is in the error
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
     head = read_exactly(stream, NIFTI1_BYTES)
     size = header_bytes(head)
     if size is None:

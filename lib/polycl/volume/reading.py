@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from polycl.errors import InputError, NotFoundError
-from polycl.volume.checks import MAX_VOXELS, Kind, check_ct, reading
+from polycl.volume.checks import MAX_VOXELS, Kind, check_ct, check_spacing, reading
 from polycl.volume.core import Volume
 from polycl.volume.dicom import stack_series
 from polycl.volume.nifti import NIFTI1_BYTES, header_bytes, read_nifti
@@ -19,7 +19,12 @@ DICOM_PREAMBLE = 128
 
 
 def read_volume(
-    path: str | Path, *, kind: Kind = "ct", allow_any_values: bool = False, max_voxels: int = MAX_VOXELS
+    path: str | Path,
+    *,
+    kind: Kind = "ct",
+    series_uid: str | None = None,
+    allow_any_values: bool = False,
+    max_voxels: int = MAX_VOXELS,
 ) -> Volume:
     """Read a CT or a label from NIfTI, NRRD (also `.seg.nrrd`) or DICOM (a folder of one series, or one file).
 
@@ -27,14 +32,22 @@ def read_volume(
     uint8. NotFoundError for a missing path; InputError for anything that is not one volume with a known place in space
     and finite values, for more than `max_voxels` (checked before decompression), for a CT whose values cannot be
     Hounsfield units unless `allow_any_values`, and for a label whose values are not whole numbers from 0 to 255.
+    `series_uid` chooses among the series of a DICOM folder.
     """
     path = Path(path)
     if not path.exists():
         raise NotFoundError(f"{path.name}: no such file or folder")
     with reading(path.name):
-        volume = _read(path, kind, allow_any_values, max_voxels)
-        if kind == "ct" and not allow_any_values:
-            check_ct(volume.voxels)
+        if series_uid is None:
+            volume = _read(path, kind, allow_any_values, max_voxels)
+        else:
+            volume = stack_series(
+                path, series_uid=series_uid, allow_any_modality=allow_any_values, max_voxels=max_voxels
+            )
+        if kind == "ct":
+            check_spacing(volume.spacing)
+            if not allow_any_values:
+                check_ct(volume.voxels)
     return volume
 
 

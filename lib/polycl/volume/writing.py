@@ -16,6 +16,14 @@ from polycl.volume.raster import storable
 WRITABLE = ".nii.gz, .nii, .nrrd or .seg.nrrd"
 
 
+def require_writable(path: Path) -> None:
+    """InputError unless `write_volume` could write there: for a command to say so before it computes for long."""
+    if not path.name.lower().endswith((".nii", ".nii.gz", ".nrrd")):
+        raise InputError(f"{path.name}: cannot tell the format to write; name it {WRITABLE}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path.name}: cannot be written: there is no folder for it", hint=f"make {path.parent}")
+
+
 def write_volume(
     volume: Volume, path: str | Path, *, names: Mapping[str, int] | None = None, compress: bool = True
 ) -> None:
@@ -26,9 +34,8 @@ def write_volume(
     is as before, and InputError tells the reason.
     """
     path = Path(path)
+    require_writable(path)
     lower = path.name.lower()
-    if not lower.endswith((".nii", ".nii.gz", ".nrrd")):
-        raise InputError(f"{path.name}: cannot tell the format to write; name it {WRITABLE}")
     try:
         with replacing(path) as stream:
             if not lower.endswith(".nrrd"):
