@@ -7,6 +7,8 @@ network as defined; the time of its calls is taken from outside, and what remain
 
 from __future__ import annotations
 
+import os
+import platform
 import resource
 import tempfile
 import time
@@ -36,7 +38,13 @@ def run(settings: Settings) -> dict[str, Any]:
         image = Path(folder) / "phantom.nii.gz"
         write_volume(make_phantom(0, shape=SHAPE, spacing=SPACING).image, image)
         rows = [measure(settings, image, precision) for precision in precisions]
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(native.device)}
+    machine = {
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(native.device) if native.device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
     print(f"segment {SHAPE[2]} slices of {SHAPE[0]} x {SHAPE[1]}, {machine}")  # noqa: T201
     for row in rows:
         print(  # noqa: T201
