@@ -207,7 +207,8 @@ def test_a_corrupt_image_is_named_skipped_and_counted(cases: list[Case], tmp_pat
 
 
 def test_a_slice_too_large_is_named_too(cases: list[Case], tmp_path: Path) -> None:
-    write_volume(Volume(hu_of(2, 0), np.diag([900.0, 900.0, 5.0, 1.0])), cases[0].image)
+    wide = np.tile(hu_of(2, 0), (6, 1, 1))
+    write_volume(Volume(wide, np.diag([180.0, 180.0, 5.0, 1.0])), cases[0].image)
     assert build(cases, tmp_path).skipped["a"].startswith("a.nii.gz: a slice is")
 
 
