@@ -3,7 +3,7 @@
 import os
 
 # Read when torch loads. By default its threads spin while they wait for each other; where another program wants a core
-# too, a network then takes ten times longer, since the thread that is waited for does not run.
+# too, a network then takes many times longer, since the thread that is waited for does not run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

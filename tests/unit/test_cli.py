@@ -1,7 +1,6 @@
 """The command line: what it prints, what it writes, and how it says no."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from polycl.cli import main
 from polycl.phantom import liver_mask, make_phantom, write_dicom_series
 from polycl.segmenter import Segmenter
 from polycl.volume import Volume, read_volume, write_volume
@@ -18,30 +16,6 @@ pytestmark = pytest.mark.unit
 
 Run = Callable[..., tuple[int, str, str]]
 PHANTOM = make_phantom(1, shape=(40, 36, 5), spacing=(9.0, 10.0, 40.0), axcodes="SRA", oblique_degrees=12.0)
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path
-) -> Run:
-    """`polycl ARGS…` in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("POLYCL_WEIGHTS", str(tiny_checkpoint.parent))
-    monkeypatch.setenv("POLYCL_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("POLYCL_DEVICE", "cpu")
-    monkeypatch.setenv("POLYCL_PRECISION", "fp32")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polycl", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

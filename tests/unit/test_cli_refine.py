@@ -1,7 +1,6 @@
 """`polycl refine` and `polycl segment --refine` with an engine that needs no weights."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from polycl.cli import main
 from polycl.errors import ModelError
 from polycl.phantom import make_phantom
 from polycl.refinement import RefineParameters, refine
@@ -42,30 +40,6 @@ class Boxes:
 
     def decode_many(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Masks]:
         return [self.decode(embedding, one) for one in prompts]
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path
-) -> Run:
-    """`polycl ARGS…` in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("POLYCL_WEIGHTS", str(tiny_checkpoint.parent))
-    monkeypatch.setenv("POLYCL_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("POLYCL_DEVICE", "cpu")
-    monkeypatch.setenv("POLYCL_PRECISION", "fp32")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polycl", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
