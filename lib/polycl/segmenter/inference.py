@@ -79,7 +79,8 @@ class Segmenter:
         for start in range(0, depth, batch):
             stop = min(start + batch, depth)
             logits = self.logits(grid.read(canonical, self.header.preprocessing.window, start, stop))
-            seen += count_certain(logits)
+            if self.header.certain:
+                seen += count_certain(logits)
             classes = grid.restore(logits).argmax(dim=1).to(torch.uint8).cpu().numpy()
             out[x0:x1, y0:y1, start:stop] = np.moveaxis(classes, 0, 2)
             if progress is not None:
