@@ -89,13 +89,17 @@ def _label_of(image: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class LabelledSlice:
-    """One axial slice: HU `[X, Y]`, class ids `[X, Y]` (0 is background), pixel spacing in mm, and its origin."""
+    """One axial slice: HU `[X, Y]`, class ids `[X, Y]` (0 is background), pixel spacing in mm, and its origin.
+
+    `known` names the classes that the label tells of; where it is background, any other may be. None stands for all.
+    """
 
     hu: NDArray[np.int16]
     classes: NDArray[np.uint8]
     spacing: tuple[float, float]
     case: str
     index: int
+    known: tuple[int, ...] | None = None
 
 
 def labelled_slices(cases: Sequence[Case], targets: Sequence[Target], *, every: int = 1) -> Iterator[LabelledSlice]:

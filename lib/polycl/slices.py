@@ -83,9 +83,21 @@ def body_box(volume: Volume) -> tuple[int, int, int, int]:
     tissue = np.zeros(volume.shape[:2], dtype=bool)[::step, ::step]
     for z in range(volume.shape[2]):
         tissue |= volume.voxels[::step, ::step, z] > SOFT_TISSUE_HU
+    whole = volume.shape[0], volume.shape[1]
+    return tissue_box(tissue, (volume.spacing[0], volume.spacing[1]), whole, step)
+
+
+def tissue_box(
+    tissue: NDArray[np.bool_], spacing: tuple[float, float], whole: tuple[int, int] | None = None, step: int = 1
+) -> tuple[int, int, int, int]:
+    """x0, x1, y0, y1 around what is set in `tissue` `[X, Y]`, with a margin; all of it if nothing is.
+
+    `tissue` may hold each `step`-th pixel of a slice of `whole` pixels, to which the result then belongs.
+    """
+    whole = whole or (tissue.shape[0], tissue.shape[1])
     return (
-        *_extent(tissue.any(axis=1), step, volume.shape[0], volume.spacing[0]),
-        *_extent(tissue.any(axis=0), step, volume.shape[1], volume.spacing[1]),
+        *_extent(tissue.any(axis=1), step, whole[0], spacing[0]),
+        *_extent(tissue.any(axis=0), step, whole[1], spacing[1]),
     )
 
 

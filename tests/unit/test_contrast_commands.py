@@ -209,7 +209,7 @@ def run(
 def test_an_encoder_of_another_architecture_is_refused(other: dict[str, object], tmp_path: Path) -> None:
     weights = SegmentationNetwork(TINY.model_copy(update=other)).encoder.state_dict()
     with pytest.raises(ModelError, match="another architecture, width or norm"):
-        start_from(SegmentationNetwork(TINY).encoder, weights)
+        start_from(SegmentationNetwork(TINY), weights)
     checkpoints.save(tmp_path / "e.safetensors", weights, Header(kind="encoder", network=TINY))
     with pytest.raises(ModelError, match=r"e\.safetensors do not fit the encoder that its header describes"):
         read_encoder(tmp_path / "e.safetensors")

@@ -107,12 +107,12 @@ def test_image_and_classes_stay_together_under_any_view() -> None:
 
 def test_an_unmoved_view_has_the_networks_spacing_and_the_slices_sides() -> None:
     image, classes = view(Preprocessing(size=128, spacing=1.0), STILL, _Middle())
-    # 20 pixels of 2 mm by 10 of 3 mm, on pixels of 1 mm; the slice's centre is the crop's
+    # 20 pixels of 2 mm by 10 of 3 mm, on pixels of 1 mm; the body's centre is the crop's, not the slice's
     assert int(classes.sum()) == pytest.approx(40 * 30, rel=0.05)
     rows = torch.nonzero(classes[0].any(dim=1)).flatten()
     columns = torch.nonzero(classes[0].any(dim=0)).flatten()
-    assert rows[0] == pytest.approx(64 - 60 + 20, abs=1)
-    assert columns[0] == pytest.approx(64 - 60 + 15, abs=1)
+    assert rows[0] == pytest.approx(64 - 20, abs=1)
+    assert columns[0] == pytest.approx(64 - 15, abs=1)
     assert image.min() == 0
 
 

@@ -17,6 +17,10 @@ from torch.utils.data import Dataset
 
 from polycl.checkpoints import Preprocessing
 from polycl.dataset import LabelledSlice
+from polycl.slices import SOFT_TISSUE_HU, tissue_box
+
+LEAST_PLAY = 0.15
+"""How far a crop's centre may lie from the middle of a body that is smaller than the crop, in half crops."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +50,24 @@ def _rough(augmentation: Augmentation) -> Compose:
     )
 
 
-class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     """Item i is a view drawn from (seed, i) alone: the same whatever the number of workers, and after a resume.
 
     A `negative_share` of the items comes from `negatives`, pools of slices without any of the classes, each as often.
-    Items are a windowed image `[1, size, size]` and class ids `[1, size, size]`.
+    Items are a windowed image `[1, size, size]`, class ids `[1, size, size]`, and which classes are known, `[classes]`.
     """
 
     def __init__(
         self,
-        slices: list[LabelledSlice],
-        negatives: Sequence[list[LabelledSlice]],
+        slices: Sequence[LabelledSlice],
+        negatives: Sequence[Sequence[LabelledSlice]],
         preprocessing: Preprocessing,
         *,
         items: int,
         seed: int,
         negative_share: float = 0.25,
         augmentation: Augmentation = Augmentation(),
+        classes: int = 256,
     ) -> None:
         self.slices, self.negatives = slices, [pool for pool in negatives if pool]
         self.preprocessing = preprocessing
@@ -70,12 +75,12 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.negative_share = negative_share if self.negatives else 0.0
         self.augmentation = augmentation
         self._rough = _rough(augmentation)
-        self.classes = 1 + max((int(one.classes.max()) for one in slices), default=0)
+        self.classes = classes
 
     def __len__(self) -> int:
         return self.items
 
-    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         random = np.random.default_rng((self.seed, item))
         negative = random.random() < self.negative_share
         pool = self.negatives[random.integers(len(self.negatives))] if negative else self.slices
@@ -83,7 +88,12 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         seen = self._windowed(torch.from_numpy(chosen.hu.astype(np.float32)), random)
         image, classes = spatial_view(seen, chosen, self.preprocessing, self.augmentation, random)
         self._rough.set_random_state(seed=int(random.integers(2**31)))
-        return torch.as_tensor(self._rough(image)).clamp(0, 1), classes
+        return torch.as_tensor(self._rough(image)).clamp(0, 1), classes, self._known(chosen)
+
+    def _known(self, chosen: LabelledSlice) -> torch.Tensor:
+        known = torch.full((self.classes,), chosen.known is None)
+        known[[0, *(chosen.known or ())]] = True
+        return known
 
     def _windowed(self, hu: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         options, window = self.augmentation, self.preprocessing.window
@@ -107,8 +117,10 @@ def spatial_view(
     extent = np.array(chosen.hu.shape) * chosen.spacing
     # millimetres of the slice that half the crop covers, and the play its centre has to stay over the body
     half = size * mm / 2 / scale
-    play = np.maximum(extent / 2 - half * 0.6, 0)
-    centre = random.uniform(-play, play)
+    x0, x1, y0, y1 = tissue_box(chosen.hu > SOFT_TISSUE_HU, chosen.spacing)
+    low, high = np.array([x0, y0]) * chosen.spacing, np.array([x1, y1]) * chosen.spacing
+    play = np.maximum((high - low) / 2 - half * 0.6, half * LEAST_PLAY)
+    centre = (low + high - extent) / 2 + random.uniform(-play, play)
     # grid_sample wants normalised coordinates, last axis first: (y, x) of the [X, Y] slice
     matrix = (rotation * half) / (extent / 2)[:, None]
     theta = np.concatenate([matrix, (centre / (extent / 2))[:, None]], axis=1)[::-1][:, [1, 0, 2]]

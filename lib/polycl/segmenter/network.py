@@ -84,10 +84,14 @@ class UNetDecoder(nn.Module):
         self.head = nn.Conv2d(outputs[-1], config.classes, kernel_size=1)
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.head(self.features(features))
+
+    def features(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What the last layer sees, `[B, f_5, X, Y]`."""
         low = features[-1]
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             low = level(low, skip)
-        return self.head(low)
+        return low
 
 
 Pooling = Literal["average", "max", "grid"]

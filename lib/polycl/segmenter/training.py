@@ -19,6 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from monai.losses import DiceCELoss, DiceLoss
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 
@@ -41,9 +42,19 @@ MIXED: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 """Lightning Fabric's names for our precisions."""
 
 
+NEVER = -1e4
+"""A logit whose probability is 0 in every precision, and its loss still finite."""
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train, and by which loss; the encoder keeps its weights for the first `freeze` steps."""
+    """How long and how fast to train, and by which loss; the encoder keeps its weights for the first `freeze` steps.
+
+    In cross-entropy a background pixel counts `background` times another. With few steps and small organs a low number
+    keeps an organ from being lost at once: the gradient of its Dice vanishes with its probability.
+
+    What a run needs to go on is written with each validation and every `keep_every` steps; 0 for no more than that.
+    """
 
     steps: int = 3000
     batch: int = 8
@@ -56,12 +67,17 @@ class Schedule:
     seed: int = 0
     workers: int = 0
     loss: Literal["dice", "dice-ce"] = "dice-ce"
+    background: float = 1.0
     freeze: int = 0
+    keep_every: int = 0
 
-    def criterion(self) -> nn.Module:
-        """Loss of logits `[B, C, X, Y]` and class ids `[B, 1, X, Y]`."""
-        kind = DiceLoss if self.loss == "dice" else DiceCELoss
-        return kind(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    def criterion(self, classes: int) -> nn.Module:
+        """Loss of logits `[B, classes, X, Y]` and class ids `[B, 1, X, Y]`."""
+        if self.loss == "dice":
+            return DiceLoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+        weight = torch.ones(classes)
+        weight[0] = self.background
+        return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True, weight=weight)
 
     def rate(self, step: int) -> float:
         """Share of the peak learning rate at a step."""
@@ -79,8 +95,8 @@ def warm_cosine(step: int, steps: int, warm_up: int) -> float:
 class TrainingData:
     """Slices with labels, pools of slices known to hold none of them, and whole cases to score by."""
 
-    slices: list[LabelledSlice]
-    negatives: Sequence[list[LabelledSlice]]
+    slices: Sequence[LabelledSlice]
+    negatives: Sequence[Sequence[LabelledSlice]]
     validation: Sequence[tuple[Case, Sequence[Target]]]
 
 
@@ -103,6 +119,8 @@ def finetune(
     schedule: Schedule,
     augmentation: Augmentation,
     encoder: dict[str, torch.Tensor] | None = None,
+    start: dict[str, torch.Tensor] | None = None,
+    judge: Callable[[Segmenter], float] | None = None,
     where: Device,
     report: Callable[[Report], None] = lambda _: None,
 ) -> float:
@@ -110,30 +128,29 @@ def finetune(
 
     Args:
         header: the network, preprocessing and labels of the checkpoint to be.
-        encoder: weights to start the encoder from; ModelError if they do not fit it.
+        encoder: weights to start the encoder from (and the decoder, see `transfer`); ModelError if they do not fit.
+        start: weights to start the whole network from.
+        judge: what chooses the best weights instead of `evaluate` on `data.validation`; higher is better.
         report: called every ten steps and after each validation.
 
     Returns that best Dice.
     """
     fabric = Fabric(accelerator=where.device.type, devices=1, precision=MIXED[where.precision])
     fabric.seed_everything(schedule.seed, verbose=False)
-    network = SegmentationNetwork(header.network).to(memory_format=torch.channels_last)
-    if encoder is not None:
-        start_from(network.encoder, encoder)
+    network = _network(header, encoder, start)
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     model, optimiser = fabric.setup(network, optimiser)
     average = AveragedModel(network, multi_avg_fn=exponential_average(schedule.average), use_buffers=True)
-    criterion = schedule.criterion()
+    criterion = schedule.criterion(header.network.classes).to(fabric.device)
+    judge = judge or (lambda segmenter: evaluate(segmenter, data.validation))
     state = _State(output.with_suffix(".resume"), network, average, optimiser)
     state.restore(fabric.device)
-    first, start = state.step, time.perf_counter()
+    first, began = state.step, time.perf_counter()
     loader = fabric.setup_dataloaders(_loader(header, data, schedule, augmentation, first))
-    for step, (images, classes) in enumerate(loader, start=first):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.learning_rate * schedule.rate(step)
-        if schedule.freeze:
-            _freeze(network.encoder, step < schedule.freeze)
-        loss = criterion(model(images.contiguous(memory_format=torch.channels_last)).float(), classes)
+    for step, (images, classes, known) in enumerate(loader, start=first):
+        _prepare(network, optimiser, schedule, step)
+        logits = model(images.contiguous(memory_format=torch.channels_last)).float()
+        loss = criterion(marginal(logits, known), classes)
         fabric.backward(loss)
         optimiser.step()
         optimiser.zero_grad()
@@ -141,27 +158,57 @@ def finetune(
         state.step = step + 1
         score = None
         if state.step % schedule.validate_every == 0 or state.step == schedule.steps:
-            score = evaluate(Segmenter(header, copy.deepcopy(average.module), where), data.validation)
+            score = judge(Segmenter(header, copy.deepcopy(average.module), where))
             if score >= state.best:
                 state.best = score
                 checkpoints.save(output, average.module.state_dict(), _with_figure(header, score, state.step))
+        if score is not None or (schedule.keep_every and state.step % schedule.keep_every == 0):
             state.keep()
         if score is not None or state.step % 10 == 0:
-            speed = (state.step - first) * schedule.batch / (time.perf_counter() - start)
+            speed = (state.step - first) * schedule.batch / (time.perf_counter() - began)
             report(Report(state.step, schedule.steps, loss.item(), speed, score))
     state.file.unlink(missing_ok=True)
     return state.best
 
 
-def _freeze(encoder: nn.Module, frozen: bool) -> None:
-    """Keep, or free, an encoder's weights and the running means of its norms."""
-    encoder.requires_grad_(not frozen)
-    encoder.train(not frozen)
+def _network(
+    header: Header, encoder: dict[str, torch.Tensor] | None, start: dict[str, torch.Tensor] | None
+) -> SegmentationNetwork:
+    network = SegmentationNetwork(header.network).to(memory_format=torch.channels_last)
+    if encoder is not None:
+        start_from(network, encoder)
+    if start is not None:
+        network.load_state_dict(start)
+    return network
+
+
+def marginal(logits: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Logits `[B, C, X, Y]` with the classes that are not `known` (bool `[B, C]`) merged into the background.
+
+    Where a label tells nothing of a class, its background may be that class: any share between the two is as good, so
+    that no loss pulls at it. As the marginal loss of Shi et al., "Marginal loss and exclusion loss for partially
+    supervised multi-organ segmentation", Medical Image Analysis 70 (2021).
+    """
+    if bool(known.all()):
+        return logits
+    unknown, merged = ~known[:, :, None, None], ~known[:, :, None, None]
+    merged[:, 0] = True
+    background = logits.masked_fill(~merged, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([background, logits.masked_fill(unknown, NEVER)[:, 1:]], dim=1)
+
+
+def _prepare(network: SegmentationNetwork, optimiser: Optimizer, schedule: Schedule, step: int) -> None:
+    """Set the learning rate of a step, and keep or free the encoder's weights and the running means of its norms."""
+    for group in optimiser.param_groups:
+        group["lr"] = schedule.learning_rate * schedule.rate(step)
+    if schedule.freeze:
+        network.encoder.requires_grad_(step >= schedule.freeze)
+        network.encoder.train(step >= schedule.freeze)
 
 
 def _loader(
     header: Header, data: TrainingData, schedule: Schedule, augmentation: Augmentation, first: int
-) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+) -> DataLoader[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Batches from step `first` on: the same as those an uninterrupted run would have drawn there."""
     crops = TrainingCrops(
         data.slices,
@@ -171,6 +218,7 @@ def _loader(
         seed=schedule.seed,
         negative_share=schedule.negative_share,
         augmentation=augmentation,
+        classes=header.network.classes,
     )
     rest = Subset(crops, range(first * schedule.batch, len(crops)))
     return DataLoader(rest, batch_size=schedule.batch, num_workers=schedule.workers)
@@ -222,7 +270,7 @@ class _State:
     file: Path
     network: SegmentationNetwork
     average: AveragedModel
-    optimiser: torch.optim.Optimizer
+    optimiser: Optimizer
     step: int = 0
     best: float = 0.0
 

@@ -1,4 +1,4 @@
-"""From pre-training into a segmenter: an encoder's weights, and whether they fit."""
+"""From pre-training into a segmenter: weights of an encoder, and of a decoder if it was trained; do they fit?"""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import nn
 from polycl import checkpoints
 from polycl.checkpoints import Header
 from polycl.errors import ModelError
-from polycl.segmenter.network import build_encoder
+from polycl.segmenter.network import SegmentationNetwork, build_encoder
 
 PREFIX = "encoder."
+DECODER = "decoder."
 
 
 def read_encoder(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
@@ -26,21 +27,32 @@ def read_encoder(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
         weights = {name.removeprefix(PREFIX): one for name, one in weights.items() if name.startswith(PREFIX)}
     with torch.device("meta"):
         encoder = build_encoder(header.network)
-    if _shapes(encoder.state_dict()) != _shapes(weights):
+    own = {name: one for name, one in weights.items() if not name.startswith(DECODER)}
+    if _shapes(encoder.state_dict()) != _shapes(own):
         raise ModelError(f"the weights in {path.name} do not fit the encoder that its header describes")
     return header, weights
 
 
-def start_from(encoder: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load weights into an encoder; ModelError if they are of one with other layers, widths or norm."""
-    wanted, given = _shapes(encoder.state_dict()), _shapes(weights)
+def start_from(network: SegmentationNetwork, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load weights into a network's encoder, and its decoder but for the last layer if they hold one.
+
+    ModelError if they are of a network with other layers, widths or norm.
+    """
+    decoder = {name.removeprefix(DECODER): one for name, one in weights.items() if name.startswith(DECODER)}
+    _load(network.encoder, {name: one for name, one in weights.items() if not name.startswith(DECODER)})
+    if decoder:
+        _load(network.decoder.levels, {name.removeprefix("levels."): one for name, one in decoder.items()})
+
+
+def _load(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    wanted, given = _shapes(part.state_dict()), _shapes(weights)
     if wanted != given:
         differ = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
         raise ModelError(
             f"these encoder weights are of another architecture, width or norm than the network: {len(differ)} of its "
             f"{len(wanted)} tensors differ, such as {differ[0]}"
         )
-    encoder.load_state_dict(weights)
+    part.load_state_dict(weights)
 
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
