@@ -26,6 +26,7 @@ from polycl.contrast.tracking import TensorBoard
 from polycl.contrast.views import Batches, Views
 from polycl.errors import InputError
 from polycl.segmenter.network import SegmentationNetwork
+from polycl.segmenter.transfer import read_encoder, start_from
 
 pytestmark = pytest.mark.unit
 
@@ -120,13 +121,33 @@ def test_the_checkpoint_holds_the_encoder_that_a_segmenter_takes(tmp_path: Path)
     assert [file.name for file in tmp_path.iterdir()] == ["e.safetensors"]
 
 
+def test_local_contrast_trains_a_decoder_that_a_segmenter_takes(tmp_path: Path) -> None:
+    losses: list[Report] = []
+    run(tmp_path / "e.safetensors", recipe("mixed", local=1.0, steps=60), report=losses.append)
+    assert losses[-1].loss < 0.9 * losses[0].loss
+    loaded, weights = read_encoder(tmp_path / "e.safetensors")
+    network = SegmentationNetwork(loaded.network)
+    head = network.decoder.head.weight.clone()
+    start_from(network, weights)
+    decoder = {name: one for name, one in network.state_dict().items() if name.startswith("decoder.levels.")}
+    assert decoder
+    assert all(torch.equal(weights[name], one) for name, one in decoder.items())
+    assert torch.equal(network.decoder.head.weight, head)
+    untrained = run(tmp_path / "f.safetensors", recipe("mixed", local=1.0, steps=1, learning_rate=0.0))
+    assert any(not torch.equal(untrained.encoder[name], one) for name, one in weights.items() if name in decoder)
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize(
     ("strategy", "options"),
-    [("mixed", {"negatives": "batch", "clip": 1.0}), ("simclr", {"optimiser": "adam"})],
+    [
+        ("mixed", {"negatives": "batch", "clip": 1.0}),
+        ("mixed", {"local": 1.0}),
+        ("simclr", {"optimiser": "adam"}),
+    ],
 )
 def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
     strategy: str, options: dict[str, object], tmp_path: Path

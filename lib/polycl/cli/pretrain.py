@@ -48,6 +48,7 @@ def pretrain(
     architecture: Annotated[Literal["unet", "resnet18"], typer.Option(help="The encoder.")] = "unet",
     norm: Annotated[Literal["batch", "instance"], typer.Option(help="instance needs --pool max or grid.")] = "batch",
     pool: Annotated[Literal["average", "max", "grid"], typer.Option(help="From features to embedding.")] = "average",
+    local: Annotated[float, typer.Option(min=0, help="Weight of the loss within slices; trains a decoder too.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     slice_range: Annotated[tuple[float, float], typer.Option(help="Part of each scan, as fractions.")] = (0.0, 1.0),
     cache: Annotated[Path | None, typer.Option(help="Folder of prepared slices; in the state folder if none.")] = None,
@@ -82,7 +83,9 @@ def pretrain(
         workers=workers,
         strict=strict,
     )
-    recipe = Recipe(strategy, negatives, temperature, pool, steps=steps, batch=batch, seed=seed, workers=workers)
+    recipe = Recipe(
+        strategy, negatives, temperature, pool, local=local, steps=steps, batch=batch, seed=seed, workers=workers
+    )
     header = _header(NetworkConfig(architecture=architecture, norm=norm), size, spacing)
     trackers = _trackers(recipe, tensorboard, mlflow)
     _run(examples, recipe, header, output, choose(settings.device, settings.precision), devices, trackers)
@@ -145,10 +148,15 @@ def _line(now: Report) -> str:
 
 def _check(output: Path, size: int) -> None:
     """InputError for what would else fail only at the end."""
-    from polycl.settings import why_unwritable
-
     if size % 16:
         raise InputError(f"--size {size} is not a multiple of 16")
+    check_checkpoint(output)
+
+
+def check_checkpoint(output: Path) -> None:
+    """InputError where a checkpoint cannot be written to `output`; its folder is made."""
+    from polycl.settings import why_unwritable
+
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
     try:

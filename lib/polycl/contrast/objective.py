@@ -27,6 +27,8 @@ class Recipe:
     Attributes:
         negatives: `one`, the drawn one, or `batch`, all slices of the batch that the strategy allows. SimCLR has always
             the whole batch.
+        local: weight of the loss that compares places within a slice (`polycl.contrast.local`), which also trains the
+            decoder; 0 for none.
         batch: items a step, over all processes together.
         clip: largest norm of the gradient, if there is to be one.
     """
@@ -36,6 +38,7 @@ class Recipe:
     temperature: float = 0.1
     pooling: Pooling = "average"
     embedding: int = 256
+    local: float = 0.0
     steps: int = 2000
     batch: int = 32
     optimiser: Literal["adamw", "adam"] = "adamw"

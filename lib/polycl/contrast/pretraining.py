@@ -24,6 +24,7 @@ from polycl import checkpoints
 from polycl.checkpoints import Header
 from polycl.contrast.health import Health, Monitor
 from polycl.contrast.launch import fabric_for, gathered, share_buffers
+from polycl.contrast.local import LocalHead, LocalViews, local_loss
 from polycl.contrast.objective import Recipe, objective
 from polycl.contrast.resume import State, fingerprint
 from polycl.contrast.tracking import OpenTracker, Tracker
@@ -31,21 +32,37 @@ from polycl.contrast.views import Batch, Batches, Views
 from polycl.devices import Device
 from polycl.errors import InputError
 from polycl.segmenter.network import ProjectionHead, build_encoder
+from polycl.segmenter.transfer import DECODER
 
 REPORT_EVERY = 10
 """Steps between two reports."""
 
 
 class ContrastiveNetwork(nn.Module):
-    """Slices `[B, 1, X, Y]` in [0, 1] to embeddings `[B, E]`."""
+    """Slices `[B, 1, X, Y]` in [0, 1] to embeddings `[B, E]`; those of `local` to one a pixel, `[L, E', X, Y]`."""
 
     def __init__(self, header: Header, recipe: Recipe) -> None:
         super().__init__()
         self.encoder = build_encoder(header.network)
         self.head = ProjectionHead(self.encoder.widths[-1], recipe.embedding, recipe.pooling)
+        self.local = LocalHead(self.encoder.widths, header.network) if recipe.local else None
 
-    def forward(self, slices: torch.Tensor) -> torch.Tensor:
-        return self.head(self.encoder(slices))
+    def forward(
+        self, slices: torch.Tensor, local: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.local is None or local is None:
+            return self.head(self.encoder(slices)), None
+        count = len(slices)
+        features = self.encoder(torch.cat([slices, local]))  # one batch, so one batch norm
+        return self.head([features[-1][:count]]), self.local([level[count:] for level in features])
+
+    def learnt(self) -> dict[str, torch.Tensor]:
+        """The encoder's weights, and the decoder's with `decoder.` before them if it was trained, on the CPU."""
+        kept = dict(self.encoder.state_dict())
+        if self.local is not None:
+            decoder = self.local.decoder.state_dict(prefix=DECODER)
+            kept |= {name: one for name, one in decoder.items() if not name.startswith(f"{DECODER}head.")}
+        return {name: one.detach().cpu().clone(memory_format=torch.contiguous_format) for name, one in kept.items()}
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The encoder's weights (on the CPU, the same in every process) and the last figures: loss, spread, rank, step."""
+    """What was learnt (see `ContrastiveNetwork.learnt`; the same in every process) and the last figures."""
 
     encoder: dict[str, torch.Tensor]
     figures: dict[str, float]
@@ -123,8 +140,7 @@ def pretrain(
         watch = _Watch(fabric, recipe, cost.flop_per_slice * views.count * recipe.batch, peak, logs, report)
         for step, batch in enumerate(_loader(fabric, views, recipe, state.step), start=state.step):
             recipe.prepare(optimiser, step, fabric.global_rank)
-            embeddings = model(_slices(batch["images"])).float().unflatten(0, (-1, views.count))
-            loss, chance = objective(fabric, recipe, embeddings, batch)
+            loss, embeddings, chance = _compared(fabric, model, recipe, batch)
             fabric.backward(loss)
             if recipe.clip is not None:
                 fabric.clip_gradients(model, optimiser, max_norm=recipe.clip)
@@ -134,10 +150,25 @@ def pretrain(
             watch.add(loss)
             keep = state.step % recipe.save_every == 0
             if keep or state.step % REPORT_EVERY == 0 or state.step == recipe.steps:
-                watch.look(state, embeddings, float(chance))
+                watch.look(state, embeddings, chance)
             if keep:
                 state.keep()
     return _finish(fabric, network, header, output, state)
+
+
+def _compared(
+    fabric: Fabric, model: nn.Module, recipe: Recipe, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The loss of a batch of B items with V views, its embeddings `[B, V, E]`, and the loss if all were the same."""
+    count = batch["images"].shape[1]
+    images = _slices(batch["images"])
+    local = LocalViews.of(images[::count]) if recipe.local else None
+    embeddings, maps = model(images, None if local is None else torch.cat([local.first, local.second]))
+    embeddings = embeddings.float().unflatten(0, (-1, count))
+    loss, chance = objective(fabric, recipe, embeddings, batch)
+    if local is not None:
+        loss = loss + recipe.local * local_loss(maps, local, recipe.temperature)
+    return loss, embeddings, float(chance)
 
 
 def _slices(images: torch.Tensor) -> torch.Tensor:
@@ -163,10 +194,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _finish(fabric: Fabric, network: ContrastiveNetwork, header: Header, output: Path, state: State) -> Outcome:
     share_buffers(fabric, network)
-    weights = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.encoder.state_dict().items()
-    }
+    weights = network.learnt()
     if fabric.is_global_zero:
         provenance = header.provenance.model_copy(update={"figures": state.figures})
         checkpoints.save(output, weights, header.model_copy(update={"kind": "encoder", "provenance": provenance}))
@@ -177,7 +205,10 @@ def _finish(fabric: Fabric, network: ContrastiveNetwork, header: Header, output:
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOP of a training step for each slice (2 x multiply-add), and the parameters that no gradient reaches."""
+    """FLOP (2 x multiply-add) of a training step for each slice of the items, local views counted to the slices.
+
+    `unreached` are parameters that no gradient reaches.
+    """
 
     flop_per_slice: float
     unreached: frozenset[str]
@@ -193,10 +224,12 @@ def step_cost(header: Header, recipe: Recipe) -> Cost:
     side = header.preprocessing.size
     with torch.device("meta"):
         network = ContrastiveNetwork(header, recipe)
+        slices = torch.zeros(2 if recipe.strategy == "simclr" else 3, 1, side, side)
         with FlopCounterMode(display=False) as counter:
-            network(torch.zeros(2, 1, side, side)).sum().backward()
+            embeddings, maps = network(slices, slices[:2] if recipe.local else None)
+            (embeddings.sum() + (0 if maps is None else maps.sum())).backward()
     unreached = frozenset(name for name, one in network.named_parameters() if one.grad is None)
-    return Cost(counter.get_total_flops() / 2, unreached)
+    return Cost(counter.get_total_flops() / len(slices), unreached)
 
 
 class _Watch:

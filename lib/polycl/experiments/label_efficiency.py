@@ -38,6 +38,14 @@ from polycl.volume import Volume
 ALL = 0
 """The budget that stands for every labelled slice."""
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "batch": {"negatives": "batch"},
+    "grid": {"pooling": "grid"},
+    "local": {"pooling": "grid", "local": 2.0, "learning_rate": 2e-3},
+}
+"""What differs from the published form in a method of that ending: `mixed-local` is `mixed` with local contrast."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -48,6 +56,7 @@ class Plan:
     finetune_steps: int = 400
     finetune_batch: int = 8
     learning_rate: float = 2e-3
+    background: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ class Experiment:
             steps=self.plan.finetune_steps,
             batch=self.plan.finetune_batch,
             learning_rate=self.plan.learning_rate,
+            background=self.plan.background,
             validate_every=self.plan.finetune_steps,
             seed=run.seed,
         )
@@ -183,14 +193,14 @@ class Experiment:
         return checkpoints.load(file)[1]
 
     def recipe(self, method: str, seed: int) -> Recipe:
-        """`scan-batch` is `scan` with all allowed slices of the batch as negatives; and so on."""
-        strategy, _, negatives = method.partition("-")
+        """A method is a strategy, or one with a variant: `scan`, `scan-batch`."""
+        strategy, _, variant = method.partition("-")
         return Recipe(
             strategy=strategy,  # type: ignore[arg-type]  # the method's name was checked against the task's
-            negatives="batch" if negatives == "batch" else "one",
             steps=self.plan.pretrain_steps,
             batch=self.plan.pretrain_batch,
             seed=seed,
+            **VARIANTS[variant],
         )
 
     def views(self, method: str, seed: int) -> Views:

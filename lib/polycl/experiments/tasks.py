@@ -48,8 +48,8 @@ def headneck(data: Path, *, patients: int | None = None) -> Task:
         targets=targets,
         train=tuple(cases[:80][:patients]),
         tests={"in domain": tuple((case, targets) for case in cases[-30:][:patients])},
-        preprocessing=Preprocessing(size=96, spacing=4.0),
-        methods=("none", "simclr", "scan", "organ", "mixed", "mixed-batch"),
+        preprocessing=Preprocessing(size=64, spacing=4.0),
+        methods=("none", "simclr", "scan", "organ", "mixed", "mixed-local"),
         budgets=(10, 25, 50, 100),
     )
 
@@ -72,8 +72,8 @@ def liver(data: Path, *, patients: int | None = None) -> Task:
                 (find_cases(data / folder)[0], (Target("liver", ids),)) for folder, ids in outside[:patients]
             ),
         },
-        preprocessing=Preprocessing(size=128, spacing=2.25),
-        methods=("none", "simclr", "scan", "scan-batch"),
+        preprocessing=Preprocessing(size=128, spacing=3.0),
+        methods=("none", "simclr", "scan", "scan-local"),
         budgets=(10, 25, 50, 100),
     )
 
