@@ -3,6 +3,9 @@
 `model/catalogue.toml` lists what ships. A weights folder of the site (`POLYCL_WEIGHTS`) is searched first, for names
 that the catalogue lists and for its own `*.safetensors`, which are then models under their file's name.
 
+Of a segmenter that was trained here, the name stands for the version that is live, and `NAME@N` for version N; 0 is the
+model as it came.
+
 The catalogue also lists SAM engines by others, which do not ship: where their weights come from, and what they must be.
 """
 
@@ -10,17 +13,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from polycl import checksums
-from polycl.checkpoints import METADATA_KEY, Header, Typed, parse_header, refuse_pickle
+from polycl.checkpoints import METADATA_KEY, Header, Typed, kind_of, parse_header, refuse_pickle
 from polycl.errors import ModelError, NotFoundError
 from polycl.files import sha256_of
+from polycl.learning.versions import Versions
 from polycl.settings import Settings
 
 SHIPPED = Path(__file__).resolve().parents[2] / "model"
@@ -30,7 +34,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "model"
 class Listing(Typed):
     """One model as `catalogue.toml` lists it."""
 
-    kind: Literal["segmenter", "encoder"]
+    kind: Literal["segmenter", "encoder", "sam2"]
     file: str
     sha256: str
     card: str
@@ -48,10 +52,10 @@ class WeightFile(Typed):
 
 
 class SamListing(Typed):
-    """A SAM engine as `catalogue.toml` lists it. `folder` may hold its files inside a folder of weights."""
+    """A SAM or SAM 2 as `catalogue.toml` lists it. `folder` may hold its files inside a folder of weights."""
 
-    kind: Literal["sam"]
-    architecture: Literal["onnx", "vit_b", "vit_l", "vit_h"]
+    kind: Literal["sam", "sam2"]
+    architecture: Literal["onnx", "vit_b", "vit_l", "vit_h", "tiny", "small", "base+", "large"]
     recipe: Literal["sam", "medsam"] = "sam"
     folder: str = Field(pattern=r"^[\w-]+$")
     files: tuple[WeightFile, ...] = Field(min_length=1)
@@ -60,12 +64,21 @@ class SamListing(Typed):
     package: str = Field(default="", pattern=r"^([\w-]+@[\w.]+)?$", description="npm package that also holds the files")
 
 
-AnyListing = TypeAdapter[Listing | SamListing](Annotated[Listing | SamListing, Field(discriminator="kind")])
+def _sort_of(raw: object) -> str:
+    return "published" if isinstance(raw, dict) and "files" in raw else "shipped"
+
+
+AnyListing = TypeAdapter[Listing | SamListing](
+    Annotated[Annotated[Listing, Tag("shipped")] | Annotated[SamListing, Tag("published")], Discriminator(_sort_of)]
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that can be asked for. `sha256` is what the file must hash to, None for a site's own file."""
+    """A model that can be asked for. `sha256` is what the file must hash to, None for a site's own file.
+
+    `version` counts those that were trained here; 0 is the model as it came.
+    """
 
     name: str
     kind: str
@@ -73,6 +86,14 @@ class Entry:
     sha256: str | None
     card: Path | None
     summary: str
+    version: int = 0
+
+    def at(self, number: int, versions: Versions) -> Entry:
+        """Version `number` of this model, which is version 0; NotFoundError names those there are."""
+        if number == 0:
+            return self
+        version = versions.get(self.name, number)
+        return replace(self, path=versions.weights(self.name, version), sha256=version.sha256, version=number)
 
     def header(self) -> Header:
         """The header in the file, without loading its weights; ModelError if there is no such file."""
@@ -84,6 +105,16 @@ class Entry:
                 return parse_header((file.metadata() or {}).get(METADATA_KEY), self.path)
         except SafetensorError as error:
             raise ModelError(f"{self.path.name} is no safetensors file, or a damaged one: {error}") from None
+
+    def described(self) -> BaseModel:
+        """The header in the file, of whatever kind it is; ModelError if there is no such file."""
+        if self.kind != "sam2":
+            return self.header()
+        from polycl.propagate.header import read_header
+
+        if not self.path.is_file():
+            raise self._missing()
+        return read_header(self.path)
 
     def verify(self) -> str:
         """The file's sha256; ModelError if it is missing or not the one expected."""
@@ -156,12 +187,15 @@ class SamEntry:
 class Catalogue:
     """All models in `folders`; where two folders have a name, the first wins."""
 
-    def __init__(self, entries: Sequence[Entry], engines: Sequence[SamEntry] = ()) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], engines: Sequence[SamEntry] = (), versions: Versions | None = None
+    ) -> None:
         self._entries = {entry.name: entry for entry in reversed(entries)}
         self._engines = {engine.name: engine for engine in reversed(engines)}
+        self._versions = versions
 
     @classmethod
-    def read(cls, *folders: Path) -> Catalogue:
+    def read(cls, *folders: Path, versions: Versions | None = None) -> Catalogue:
         """The catalogue files and loose safetensors files of `folders`, missing folders left out."""
         entries: list[Entry] = []
         engines: list[SamEntry] = []
@@ -175,12 +209,14 @@ class Catalogue:
                         entries.append(_listed(name, listing, folder))
                 listed = {entry.path for entry in entries}
                 entries += [_loose(file) for file in sorted(folder.glob("*.safetensors")) if file not in listed]
-        return cls(entries, engines)
+        return cls(entries, engines, versions)
 
     @classmethod
     def default(cls, settings: Settings) -> Catalogue:
         """The site's folder of weights, then published and fetched models, then what ships with this checkout."""
-        return cls.read(*([settings.weights] if settings.weights else []), settings.models, SHIPPED)
+        folders = [settings.weights] if settings.weights else []
+        versions = Versions(settings.versions, settings.versions_kept)
+        return cls.read(*folders, settings.models, SHIPPED, versions=versions)
 
     def names(self, kind: str | None = None) -> list[str]:
         """Model names in order, of one kind or of all."""
@@ -188,27 +224,44 @@ class Catalogue:
         return sorted(entry.name for entry in every if kind in (None, entry.kind))
 
     def entry(self, name: str, kind: str | None = None) -> Entry:
-        """The model called `name`, or the checkpoint at that path; NotFoundError names those there are."""
+        """The model called `name`, or the checkpoint at that path; NotFoundError names those there are.
+
+        ModelError if it cannot be read which version of the model is live.
+        """
         if name.endswith(".safetensors"):
             return _loose(Path(name))
+        name, number = _numbered(name)
         entry = self._entries.get(name)
         if entry is None and name in self._engines:
-            raise NotFoundError(
-                f"{name} is a SAM engine, which refines masks and answers clicks; it segments nothing alone"
-            )
+            does = "refines masks and answers clicks" if self._engines[name].kind == "sam" else "propagates seeds"
+            raise NotFoundError(f"{name} is a SAM engine, which {does}; it segments nothing alone")
         if entry is None or kind not in (None, entry.kind):
             known = ", ".join(self.names(kind)) or "none"
             raise NotFoundError(
                 f"no {kind or 'model'} is called {name!r}; there are: {known}, or a path to a .safetensors file"
             )
-        return entry
+        if self._versions is None:
+            return entry
+        return entry.at(self._versions.live(name) if number is None else number, self._versions)
 
-    def engine(self, name: str) -> SamEntry:
-        """The SAM engine called `name`; NotFoundError names those there are."""
-        if (engine := self._engines.get(name)) is None:
-            known = ", ".join(self.names("sam")) or "none"
-            raise NotFoundError(f"no SAM engine is called {name!r}; there are: {known}")
+    def engines(self, kind: str | None = None) -> list[str]:
+        """Names of the engines that others published, of one kind or of all."""
+        return sorted(name for name, engine in self._engines.items() if kind in (None, engine.kind))
+
+    def engine(self, name: str, kind: str | None = "sam") -> SamEntry:
+        """The engine called `name`, of `kind` if that is given; NotFoundError names those there are."""
+        engine = self._engines.get(name)
+        if engine is None or kind not in (None, engine.kind):
+            known = ", ".join(self.engines(kind)) or "none"
+            what = "SAM 2" if kind == "sam2" else "SAM engine"
+            raise NotFoundError(f"no {what} is called {name!r}; there are: {known}")
         return engine
+
+
+def _numbered(name: str) -> tuple[str, int | None]:
+    """`NAME@N` as name and number; None where there is no number."""
+    base, mark, number = name.rpartition("@")
+    return (base, int(number)) if mark and number.isascii() and number.isdigit() else (name, None)
 
 
 def _listings(folder: Path) -> dict[str, Listing | SamListing]:
@@ -227,4 +280,4 @@ def _listed(name: str, listing: Listing, folder: Path) -> Entry:
 
 
 def _loose(file: Path) -> Entry:
-    return Entry(file.stem, "segmenter", file, None, None, "a checkpoint of this site")
+    return Entry(file.stem, kind_of(file) or "segmenter", file, None, None, "a checkpoint of this site")

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 METADATA_KEY = "polycl"
+AnyHeader = TypeVar("AnyHeader", bound=BaseModel)
 
 
 class Typed(BaseModel):
@@ -86,7 +87,14 @@ def save(path: Path, weights: Mapping[str, torch.Tensor], header: BaseModel, *, 
 
 
 def load(path: Path, *, sha256: str | None = None) -> tuple[Header, dict[str, torch.Tensor]]:
-    """Header and weights (on the CPU) of the checkpoint at `path`.
+    """Header and weights (on the CPU) of the segmenter or encoder at `path`; errors as `load_as` has them."""
+    return load_as(Header, path, sha256=sha256)
+
+
+def load_as(
+    kind: type[AnyHeader], path: Path, *, sha256: str | None = None
+) -> tuple[AnyHeader, dict[str, torch.Tensor]]:
+    """Header, of type `kind`, and weights (on the CPU) of the checkpoint at `path`.
 
     Raises ModelError where the file is missing, has another hash than `sha256`, or is no checkpoint of ours.
     """
@@ -103,15 +111,20 @@ def load(path: Path, *, sha256: str | None = None) -> tuple[Header, dict[str, to
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path.name} is no safetensors file, or a damaged one: {error}") from None
-    return parse_header(metadata.get(METADATA_KEY), path), weights
+    return parse_header_as(kind, metadata.get(METADATA_KEY), path), weights
 
 
 def parse_header(text: str | None, path: Path) -> Header:
     """The header in a checkpoint's metadata; ModelError if it is absent or not of this version."""
+    return parse_header_as(Header, text, path)
+
+
+def parse_header_as(kind: type[AnyHeader], text: str | None, path: Path) -> AnyHeader:
+    """`parse_header` for headers of type `kind`."""
     if text is None:
         raise ModelError(f"{path.name} has no PolyCL header; checkpoints come from polycl finetune or the catalogue")
     try:
-        return Header.model_validate(json.loads(text))
+        return kind.model_validate(json.loads(text))
     except (ValidationError, json.JSONDecodeError) as error:
         raise ModelError(f"the header of {path.name} is not one this version reads: {error}") from None
 
@@ -122,3 +135,36 @@ def refuse_pickle(path: Path) -> None:
         start = file.read(9)
     if start[8:] != b"{" and (start[:1] == b"\x80" or start[:2] == b"PK"):
         raise ModelError(f"{path.name} is a pickle, which can run code when loaded; only safetensors are accepted")
+
+
+def kind_of(path: Path) -> str | None:
+    """What the header of a checkpoint says that it is ("segmenter", "sam2" ...); None if it has none of ours."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = json.loads((file.metadata() or {})[METADATA_KEY])
+            return str(header["kind"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def load_foreign(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name (on the CPU) of a file that others published: .safetensors, or torch's own with tensors alone.
+
+    Nothing in it is run. ModelError for anything else.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError):
+        raise ModelError(f"{path.name} is no file of weights, or a damaged one, or holds more than tensors") from None
+    weights = weights.get("model", weights) if isinstance(weights, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ModelError(f"{path.name} holds no state dict: tensors by name are needed")
+    return weights

@@ -38,3 +38,9 @@ class ModelError(PolyclError):
     """Weights that are missing, of the wrong hash, or no checkpoint of ours."""
 
     status: ClassVar[int] = 424
+
+
+class StorageError(PolyclError):
+    """The server cannot write what was sent: its disk is full, or the folder is not writable."""
+
+    status: ClassVar[int] = 507

@@ -18,6 +18,8 @@ from polycl.window import Window
 COLOURS = ((255, 92, 57), (64, 190, 255), (255, 214, 64), (120, 220, 110), (210, 130, 255), (255, 150, 190))
 HEIGHT = 360
 """Pixels of the tallest view."""
+ROOM_MM = 20.0
+"""Shown around an organ in a view that is cut to it."""
 
 
 def draw(image: Volume, labels: Volume, names: Mapping[str, int], path: Path, window: Window) -> None:
@@ -84,3 +86,40 @@ def _legend(sheet: Image.Image, names: Mapping[str, int], millilitres: Mapping[s
         text = f"{name} {millilitres[name]:.0f} ml"
         pen.text((left, HEIGHT + 6), text, fill=COLOURS[(index - 1) % len(COLOURS)])
         left += int(pen.textlength(text)) + 24
+
+
+def draw_before_after(
+    image: Volume, before: Volume, after: Volume, reference: Volume, path: Path, window: Window
+) -> None:
+    """Write a PNG of the axial slice where two masks differ most: before, after, and the reference, around the organ.
+
+    All are on one grid. InputError if the file cannot be written.
+    """
+    ct, *masks = (volume.canonical() for volume in (image, before, after, reference))
+    index = int(np.count_nonzero(masks[0].voxels != masks[1].voxels, axis=(0, 1)).argmax())
+    planes = [_radiological(mask.voxels[:, :, index]) for mask in masks]
+    hu, spacing = _radiological(ct.voxels[:, :, index]), (ct.spacing[1], ct.spacing[0])
+    rows, columns = (
+        _around(np.any(planes, axis=(0, axis)), ROOM_MM / mm) for axis, mm in zip((2, 1), spacing, strict=True)
+    )
+    height = (rows.stop - rows.start) * spacing[0]
+    panels = [_panel(hu[rows, columns], plane[rows, columns], spacing, HEIGHT / height, window) for plane in planes]
+    sheet = Image.new("RGB", (sum(panel.width for panel in panels), HEIGHT + 24))
+    pen, left = ImageDraw.Draw(sheet), 0
+    for title, panel in zip(("before", "after", "reference"), panels, strict=True):
+        sheet.paste(panel, (left, 0))
+        pen.text((left + 8, HEIGHT + 6), f"{title}, slice {index}", fill=(255, 255, 255))
+        left += panel.width
+    try:
+        with replacing(path) as stream:
+            sheet.save(stream, "PNG", optimize=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _around(hits: NDArray[np.bool_], margin: float) -> slice:
+    """The stretch from the first hit to the last, and a margin."""
+    found = np.flatnonzero(hits)
+    if not len(found):
+        return slice(0, len(hits))
+    return slice(max(0, int(found[0]) - round(margin)), min(len(hits), int(found[-1]) + 1 + round(margin)))

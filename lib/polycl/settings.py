@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from polycl.errors import InputError
@@ -41,6 +41,20 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     max_voxels: int = Field(default=2000 * 1024 * 1024, gt=0, description="larger images are refused")
+    embedding_memory: ByteSize = Field(
+        default=ByteSize(1 << 29), ge=0, description="SAM's embeddings of slices that are kept in memory, 4 MB each"
+    )
+    embedding_disk: ByteSize = Field(
+        default=ByteSize(0), ge=0, description="and on disk, in the state folder, also for the next start; 0: none"
+    )
+    embed_ahead: bool = Field(default=True, description="embed slices of an opened study while nobody waits")
+    label_versions: int = Field(default=20, ge=2, description="versions of each label that are kept")
+    learn_after: int = Field(default=0, ge=0, description="train by itself after so many new labels; 0: on request")
+    learn_margin: float = Field(default=0.005, ge=0, le=1, description="mean Dice to gain before a model is published")
+    learn_patients: int = Field(default=3, ge=1, description="validation patients needed to publish by")
+    learn_threads: int = Field(default=0, ge=0, description="threads that training uses; 0: all but one, at least one")
+    learn_nice: int = Field(default=15, ge=0, le=19, description="how far training steps back for everything else")
+    versions_kept: int = Field(default=10, ge=2, description="versions of a model that are kept beside the first")
 
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(os.environ)
@@ -75,6 +89,16 @@ class Settings(BaseSettings):
     def store(self) -> Path:
         """Images and labels of the stores that the server keeps itself: the sample study, imported DICOM."""
         return self.state / "store"
+
+    @property
+    def versions(self) -> Path:
+        """Versions of models that were trained here."""
+        return self.models / "versions"
+
+    @property
+    def learning(self) -> Path:
+        """Training runs, and which patients are kept for validation."""
+        return self.state / "learning"
 
     def prepare(self) -> None:
         """Create the state folder and those inside it. InputError if it cannot be written."""

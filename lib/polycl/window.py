@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+import math
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +38,18 @@ class Window(BaseModel):
         return hu.float().sub(self.low).div_(self.width).clamp_(0.0, 1.0)
 
     @classmethod
+    def of_dicom(cls, centre: float, width: float, function: str = "LINEAR") -> Self | None:
+        """The window of DICOM's VOI attributes (PS3.3 C.11.2.1.2); None for values that are none.
+
+        LINEAR means grey levels of whole values, so it is half a HU lower and one narrower than it says. SIGMOID
+        becomes the straight line that touches it at its centre.
+        """
+        if function == "LINEAR":
+            centre, width = centre - 0.5, width - 1
+        usable = math.isfinite(centre) and math.isfinite(width) and width > 0
+        return cls(level=centre, width=width) if usable and function in VOI_FUNCTIONS else None
+
+    @classmethod
     def named(cls, name: str) -> Self:
         """A window by its usual name."""
         try:
@@ -53,3 +66,37 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "brain": (40.0, 80.0),
 }
 """Level and width in HU by name."""
+
+VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+FromHeader = Literal["header"]
+HEADER: FromHeader = "header"
+"""What is asked for to see an image through the window that its own file suggests."""
+
+
+def window_from(value: object) -> Window | FromHeader:
+    """A window by name ("lung"), as [level, width] in HU, or "header"; InputError for anything else."""
+    if isinstance(value, Window):
+        return value
+    if value == HEADER:
+        return HEADER
+    if isinstance(value, str) and value in WINDOWS:
+        return Window.named(value)
+    if isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(part) for part in value) and value[1] > 0:
+        return Window(level=value[0], width=value[1])
+    raise InputError(
+        f"window must be one of {', '.join(WINDOWS)}, {HEADER!r} for the image's own, or [level, width] in HU with a "
+        "width above 0"
+    )
+
+
+def seen_through(choice: Window | FromHeader, own: Window | None) -> Window:
+    """The window that `choice` means for an image whose own is `own`; InputError if it has none and that is asked."""
+    if isinstance(choice, Window):
+        return choice
+    if own is None:
+        raise InputError(f"this image's header has no window; choose one of {', '.join(WINDOWS)}, or [level, width]")
+    return own
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

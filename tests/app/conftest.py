@@ -5,8 +5,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_sam
 import pytest
 import torch
+from fake_sam import FakeSam
 from starlette.testclient import TestClient
 from tiny_images import AFFINES, ct
 
@@ -63,6 +65,12 @@ def client(studies: Path, settings: Settings) -> Iterator[TestClient]:
     os.environ.update(environment)
     for name, value in before.items():
         setattr(monailabel_settings, name, value)
+
+
+@pytest.fixture(scope="module")
+def sam() -> Iterator[FakeSam]:
+    """The server has weights of SAM; a module asks for it before its first client."""
+    yield from fake_sam.installed()
 
 
 @pytest.fixture(scope="session")

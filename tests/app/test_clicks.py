@@ -1,9 +1,7 @@
 """The click task as 3D Slicer and OHIF use it: points and boxes in the image's own voxel axes, one slice back."""
 
-import gzip
 import json
-from collections.abc import Iterator
-from email import message_from_bytes
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +9,24 @@ import fake_sam
 import nibabel
 import numpy as np
 import pytest
-from fake_sam import FakeSam
+from fake_sam import FakeSam, nothing_left_ahead
+from replies import refused, reply
 from starlette.testclient import TestClient
 from tiny_images import AFFINES
 
 from polycl.monailabel.click import ClickRequest
-from polycl.volume import Volume, from_canonical_index, read_volume, to_canonical_index
+from polycl.volume import Volume, from_canonical_index, read_volume, to_canonical_index, write_volume
+from polycl.window import Window
 
-pytestmark = pytest.mark.app
+pytestmark = [pytest.mark.app, pytest.mark.usefixtures("sam")]
 
 IMAGES = list(AFFINES)
 MODEL = "polycl-click"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sam() -> Iterator[FakeSam]:
-    yield from fake_sam.installed()
-
-
 def click(client: TestClient, image: str, query: dict[str, str] | None = None, **params: Any) -> Any:
     body = {"result_extension": ".nii.gz", "result_dtype": "uint8", "label": "liver"} | params
     return client.post(f"/infer/{MODEL}", params={"image": image} | (query or {}), data={"params": json.dumps(body)})
-
-
-def reply(response: Any) -> tuple[dict[str, Any], np.ndarray]:
-    assert response.status_code == 200, response.text
-    head = f"Content-Type: {response.headers['content-type']}\r\n\r\n".encode()
-    params, image = message_from_bytes(head + response.content).get_payload()
-    mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(image.get_payload(decode=True)))
-    return json.loads(params.get_payload()), np.asarray(mask.dataobj)
 
 
 def load(studies: Path, name: str) -> Volume:
@@ -58,14 +45,6 @@ def tissue_index(image: Volume, z: int, number: int = 0) -> list[int]:
 def canonical_slices(mask: np.ndarray, image: Volume) -> list[int]:
     points = to_canonical_index(np.argwhere(mask), image.shape, image.affine)
     return sorted(set(points[:, 2].tolist()))
-
-
-def refused(response: Any, status: int, *words: str) -> None:
-    assert response.status_code == status, response.text
-    detail = response.json()["detail"]
-    for word in words:
-        assert word in detail
-    assert "/tmp" not in detail
 
 
 def test_it_is_offered_as_2d_point_prompts(client: TestClient) -> None:
@@ -158,12 +137,9 @@ def test_ohif_gets_raw_nrrd(client: TestClient, studies: Path) -> None:
 
 
 def test_a_slice_is_encoded_once_and_its_neighbours_ahead(client: TestClient, studies: Path, sam: FakeSam) -> None:
-    image = load(studies, "as_nrrd") if (studies / "as_nrrd.nii.gz").exists() else read_volume(studies / "as_nrrd.nrrd")
+    image = read_volume(studies / "as_nrrd.nrrd")
     first, _ = reply(click(client, "as_nrrd", foreground=[tissue_index(image, 3)], window="bone"))
-    from monailabel.interfaces.utils.app import app_instance
-
-    cache = app_instance().runtime.engines.cache
-    cache.prefetch([], lambda key: None).wait(20)  # queued behind what the click asked for
+    nothing_left_ahead()
     before = sam.encoded
     again, _ = reply(click(client, "as_nrrd", foreground=[tissue_index(image, 3, 4)], window=[400, 1800]))
     beside, _ = reply(click(client, "as_nrrd", foreground=[tissue_index(image, 4)], window="bone"))
@@ -212,3 +188,86 @@ def test_points_are_rounded_to_voxels(tmp_path: Path) -> None:
     assert parsed.click.inside == ((2, 2, 3),)
     assert parsed.click.roi is None
     assert parsed.label == "object"
+
+
+def test_a_window_that_the_header_does_not_have(client: TestClient) -> None:
+    refused(click(client, "lps", foreground=[[18, 14, 3]], window="header"), 422, "header", "soft-tissue")
+    refused(infer_tiny(client, refine=fake_sam.NAME, window="header"), 422, "header")
+
+
+def infer_tiny(client: TestClient, **params: Any) -> Any:
+    return client.post("/infer/tiny", params={"image": "lps"}, data={"params": json.dumps(params)})
+
+
+def test_the_window_of_the_header(client: TestClient, studies: Path) -> None:
+    image = load(studies, "las_down")
+    write_volume(replace(image, window=Window(level=0, width=60)), studies / "windowed.nii.gz")
+    session = {"session_id": open_session(client, studies / "windowed.nii.gz")}
+    point = tissue_index(image, 3)
+    for level, window in ((0, "header"), (40, None)):
+        _, mask = reply(click(client, "", session, foreground=[point], window=window))
+        assert mask[tuple(point)] == 1
+        assert image.voxels[mask > 0].min() > level
+        assert (image.voxels[mask > 0].min() < 40) == (window == "header")
+
+
+def open_session(client: TestClient, file: Path) -> str:
+    with file.open("rb") as stream:
+        response = client.put("/session/", files={"files": (file.name, stream)})
+    assert response.status_code == 200, response.text
+    return str(response.json()["session_id"])
+
+
+@pytest.mark.parametrize("voxels", ["one", "slice", "all"])
+def test_an_image_with_values_that_are_no_numbers(client: TestClient, studies: Path, voxels: str) -> None:
+    hu = load(studies, "lps").voxels.astype(np.float32)
+    hu[{"one": (3, 4, 5), "slice": (..., 3), "all": ...}[voxels]] = np.nan
+    file = studies / f"nan_{voxels}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(hu, AFFINES["lps"]), file)
+    session = {"session_id": open_session(client, file)}
+    for any_values in (False, True):
+        answer = click(client, "", session, foreground=[[18, 14, 3]], allow_any_values=any_values)
+        refused(answer, 422, "finite")
+
+
+ORDERS = [((0, 1, 2), (0, 0, 0)), ((1, 2, 0), (1, 0, 1)), ((2, 0, 1), (0, 1, 1)), ((1, 0, 2), (1, 1, 0))]
+
+
+@pytest.mark.parametrize(("axes", "flips"), ORDERS[1:])
+def test_any_axis_order_of_an_image_gives_the_same_mask(
+    client: TestClient, studies: Path, tmp_path: Path, axes: tuple[int, ...], flips: tuple[int, ...]
+) -> None:
+    straight = load(studies, "oblique")
+    other = turned(straight, axes, flips)
+    file = tmp_path / "turned.nii.gz"
+    write_volume(other, file)
+    session = {"session_id": open_session(client, file)}
+    own = [tissue_index(straight, 3, number) for number in (1, 5)]
+    same = from_canonical_index(
+        to_canonical_index(np.array(own), straight.shape, straight.affine), other.shape, other.affine
+    ).tolist()
+    for prompts in ("points", "roi"):
+        masks = []
+        for volume, (first, second), where in ((straight, own, {}), (other, same, session)):
+            ask = (
+                {"foreground": [first], "background": [second]} if prompts == "points" else {"roi": box(first, second)}
+            )
+            _, mask = reply(click(client, "" if where else "oblique", where, **ask))
+            masks.append(volume.with_voxels(mask).canonical().voxels)
+        np.testing.assert_array_equal(*masks)
+        assert masks[0].any()
+
+
+def box(first: list[int], second: list[int]) -> list[int]:
+    """Two corners as a roi."""
+    return [end for ends in zip(first, second, strict=True) for end in ends]
+
+
+def turned(volume: Volume, axes: tuple[int, ...], flips: tuple[int, ...]) -> Volume:
+    """The same volume in other voxel axes."""
+    voxels, affine = volume.voxels.transpose(axes), volume.affine[:, [*axes, 3]].copy()
+    for axis in np.flatnonzero(flips):
+        affine[:, 3] += affine[:, axis] * (voxels.shape[axis] - 1)
+        affine[:, axis] *= -1
+        voxels = np.flip(voxels, axis)
+    return Volume(np.ascontiguousarray(voxels), affine)

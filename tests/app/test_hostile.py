@@ -16,11 +16,10 @@ import pytest
 from starlette.testclient import TestClient
 from tiny_images import AFFINES, SHAPE, ct
 
-from polycl.errors import InputError
 from polycl.monailabel.store import IMAGE_PATTERNS, LocalStore
 from polycl.segmenter import Segmenter
 from polycl.settings import Settings
-from polycl.volume import Volume, write_volume
+from polycl.volume import Volume, read_volume, write_volume
 
 pytestmark = pytest.mark.app
 
@@ -98,13 +97,14 @@ def test_who_asks_for_the_next_image_is_kept_too(client: TestClient, text: str) 
 
 
 @pytest.mark.parametrize("content", [b'{"name": ', b'{"a": NaN}', b"\xff\xfe", b""])
-def test_a_damaged_index_is_named_and_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_index_is_put_aside_and_made_anew(tmp_path: Path, content: bytes) -> None:
+    write_volume(Volume(ct(0), AFFINES["lps"]), tmp_path / "a.nii.gz")
     index = tmp_path / "datastore_v2.json"
     index.write_bytes(content)
-    with pytest.raises(InputError, match="move it away") as raised:
-        LocalStore(str(tmp_path), extensions=IMAGE_PATTERNS)
-    assert str(index) in str(raised.value)
-    assert index.read_bytes() == content
+    assert LocalStore(str(tmp_path), extensions=IMAGE_PATTERNS).list_images() == ["a"]
+    (aside,) = tmp_path.glob("datastore_v2.json.damaged-*")
+    assert aside.read_bytes() == content
+    assert "a" in json.loads(index.read_bytes())["objects"]
 
 
 def test_an_index_damaged_while_in_use_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -148,7 +148,7 @@ def test_no_result_is_left_when_it_cannot_be_saved(client: TestClient, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(LocalStore, "save_label", fail)
-    reason(client.post("/infer/tiny?image=ras", data={"params": '{"save_label": true}'}), 500)
+    reason(client.post("/infer/tiny?image=ras", data={"params": '{"save_label": true}'}), 507)
 
 
 def test_dicom_seg_is_refused_before_the_inference(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,9 +189,12 @@ def test_a_label_that_does_not_fit(client: TestClient, studies: Path, tmp_path: 
 
 @pytest.mark.parametrize("name", ["oblique", "swapped"])
 def test_a_label_in_another_axis_order(client: TestClient, studies: Path, tmp_path: Path, name: str) -> None:
-    data = encoded(Volume(labels(), AFFINES[name]).canonical(), tmp_path, "label.nii.gz")
+    label = Volume(labels(), AFFINES[name])
+    data = encoded(label.canonical(), tmp_path, "label.nii.gz")
     assert save(client, data, "label.nii.gz", name, tag="turned").status_code == 200
-    assert (studies / "labels" / "turned" / f"{name}.nii.gz").read_bytes() == data
+    stored = read_volume(studies / "labels" / "turned" / f"{name}.nii.gz", kind="label")
+    assert label.same_grid(stored)
+    assert (stored.voxels == label.voxels).all()
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -127,7 +127,11 @@ def test_volumes_model_and_seconds_in_the_reply(
     mask = expected(segmenter, studies, "oblique")
     for name, value in LABELS.items():
         assert reply["volumes_ml"][name] == pytest.approx(mask.millilitres(mask.voxels == value), abs=1e-3)
-    assert reply["model"] == {"name": "tiny", "sha256": hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()}
+    assert reply["model"] == {
+        "name": "tiny",
+        "version": 0,
+        "sha256": hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest(),
+    }
     assert set(reply["seconds"]) == {"read", "segment", "write", "total"}
 
 

@@ -8,15 +8,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
+import requests
+from monailabel.interfaces.utils.app import app_instance
+from replies import refused
 from starlette.testclient import TestClient
 
+import fake_sam
 from polycl.errors import InputError, PolyclError
 from polycl.monailabel import pacs
 from polycl.monailabel.pacs import PacsStore
 from polycl.phantom import make_phantom, write_dicom_series
-from polycl.volume import write_volume
+from polycl.volume import read_volume, write_volume
+from polycl.window import Window
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(25)]  # MONAI Label's client tries for half a minute
 
@@ -101,13 +107,6 @@ def ct_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def uid_of(files: list[Path]) -> str:
     return str(pydicom.dcmread(files[0]).SeriesInstanceUID)
-
-
-def refused(response: Any, status: int, *words: str) -> None:
-    assert response.status_code == status, response.text
-    detail = response.json()["detail"]
-    assert all(word in detail for word in words), detail
-    assert "/tmp" not in detail
 
 
 def infer(client: TestClient, uid: str) -> Any:
@@ -220,7 +219,7 @@ def test_nothing_is_downloaded_at_start(
     monkeypatch.setattr(MONAILabelApp, "_download_dcmqi_tools", lambda self: pytest.fail("downloads dcmqi"))
     app = PolyclApp(str(tmp_path), "http://127.0.0.1:9/dicom-web/", {})
     assert isinstance(app.datastore(), PacsStore)
-    assert Path(app.datastore()._datastore_path).is_relative_to(settings.cache)
+    assert Path(app.datastore()._datastore_path).is_relative_to(settings.store)
 
 
 def test_a_pacs_that_is_down(tmp_path: Path) -> None:
@@ -278,3 +277,109 @@ def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
 def test_refusals_are_ours() -> None:
     assert issubclass(pacs.PacsError, PolyclError)
     assert (pacs.PacsError.status, pacs.UnsupportedError.status) == (502, 501)
+
+
+def test_the_window_of_the_series_comes_along(client: TestClient, fake: FakePacs, ct_files: list[Path]) -> None:
+    uid = uid_of(ct_files)
+    fake.offer(uid)
+    fake.send(uid, [file.read_bytes() for file in ct_files])
+    params = {"refine": "sam-vit-b", "window": "header"}
+    response = client.post("/infer/tiny", params={"image": uid}, data={"params": json.dumps(params)})
+    assert response.status_code == 200
+    assert read_volume(app_instance().datastore().place(uid)).window == Window(level=39.5, width=399)
+
+
+def test_a_series_that_ohif_shows_is_fetched_for_clicks(
+    client: TestClient, fake: FakePacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = make_phantom(1, shape=(36, 28, 5), spacing=(10.0, 10.0, 20.0)).image
+    files = write_dicom_series(image, tmp_path, seed=77)
+    uid, other = uid_of(files), "1.2.77"
+    fake.offer(uid)
+    fake.send(uid, [file.read_bytes() for file in files])
+    fake.answers[f"/studies/{STUDY}/series/{uid}/instances/1.5/frames/1"] = (200, "image/x", b"pixels")
+    fake.answers[f"/studies/{STUDY}/series/{other}/instances/1.5/frames/1"] = (200, "image/x", b"pixels")
+    monkeypatch.setattr("polycl.monailabel.engines.default_engine", lambda settings: "sam-vit-b")
+    for series in (uid, other):
+        path = f"/proxy/dicom/wado/studies/{STUDY}/series/{series}/instances/1.5/frames/1"
+        assert client.get(path).status_code == 200
+    fake_sam.nothing_left_ahead()
+    assert fake.asked.count(f"/studies/{STUDY}/series/{uid}") == 1
+    assert app_instance().datastore().place(uid).is_file()
+    assert f"/studies/{STUDY}/series/{other}" not in fake.asked, "it is no image of this server"
+
+
+@pytest.fixture
+def seg_writer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str, Any]]:
+    """The program that makes DICOM SEG is there, and a PACS takes what it makes; the list has what it was given."""
+    program = tmp_path / "bin" / pacs.SEG_WRITER
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    given: list[tuple[str, str, Any]] = []
+
+    def written(series: str, label: str, names: Any) -> str:
+        given.append((series, label, names))
+        (tmp_path / "seg.dcm").write_bytes(b"seg")
+        return str(tmp_path / "seg.dcm")
+
+    monkeypatch.setattr(pacs, "nifti_to_dicom_seg", written)
+    monkeypatch.setattr(pacs, "dicom_web_upload_dcm", lambda file, client: "1.2.77")
+    return given
+
+
+def save(client: TestClient, uid: str, folder: Path, value: int) -> Any:
+    """A label whose only structure is the spleen, in DICOM order; the liver's segment is empty."""
+    image = client.get("/datastore/image", params={"image": uid}).content
+    (folder / "image.nii.gz").write_bytes(image)
+    grid = read_volume(folder / "image.nii.gz")
+    voxels = np.zeros(grid.shape, np.uint8)
+    voxels[4:9, 5:9, value] = 2
+    write_volume(grid.with_voxels(voxels), folder / "label.nrrd")
+    params = {"label_info": [{"name": "liver"}, {"name": "spleen"}]}
+    files = {"label": ("label.nrrd", (folder / "label.nrrd").read_bytes())}
+    return client.put("/datastore/label", params={"image": uid}, files=files, data={"params": json.dumps(params)})
+
+
+def test_a_final_label_is_kept_and_sent(
+    client: TestClient, fake: FakePacs, ct_files: list[Path], tmp_path: Path, seg_writer: list[tuple[str, str, Any]]
+) -> None:
+    uid = uid_of(ct_files)
+    fake.offer(uid)
+    fake.send(uid, [file.read_bytes() for file in ct_files])
+    answer = save(client, uid, tmp_path, 1)
+    assert answer.status_code == 200, answer.text
+    ((series, label, names),) = seg_writer
+    assert sorted(path.name for path in Path(series).iterdir()) == [f"{n:06d}.dcm" for n in range(len(ct_files))]
+    assert names == [{"name": "spleen"}]  # named by position among the values that occur
+    assert set(np.unique(read_volume(label, kind="label").voxels)) == {0, 2}
+    assert not (tmp_path / "seg.dcm").exists()
+    info = client.get(f"/datastore/label/info?label={uid}&tag=final").json()
+    assert info["SeriesInstanceUID"] == "1.2.77"
+    assert info["record"]["known"] == {"spleen": [[1, 2]]}
+    assert client.get("/datastore/?output=train").json()[0]["label"].endswith(f"{uid}.nrrd")  # not deleted by the list
+    assert client.get(f"/datastore/label?label={uid}&tag=final").status_code == 200
+    assert client.get("/info/").json()["datastore"]["completed"] == 1
+
+
+def test_a_pacs_that_does_not_take_a_label_loses_none(
+    client: TestClient,
+    fake: FakePacs,
+    ct_files: list[Path],
+    tmp_path: Path,
+    seg_writer: list[tuple[str, str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def down(file: str, client: Any) -> str:
+        raise requests.ConnectionError("no route to host")
+
+    uid = uid_of(ct_files)
+    fake.offer(uid)
+    fake.send(uid, [file.read_bytes() for file in ct_files])
+    monkeypatch.setattr(pacs, "dicom_web_upload_dcm", down)
+    answer = save(client, uid, tmp_path, 3)
+    record = client.get(f"/datastore/label/info?label={uid}&tag=final").json()["record"]
+    refused(answer, 502, f"version {record['version']}", "save it again")
+    assert record["known"] == {"spleen": [[3, 4]]}
+    assert not (tmp_path / "seg.dcm").exists()

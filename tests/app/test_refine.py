@@ -1,53 +1,38 @@
 """Refinement over HTTP: of what a model just segmented, of a stored label, and of one that is sent along."""
 
-import gzip
 import json
-from collections.abc import Iterator
-from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 
-import fake_sam
 import nibabel
 import numpy as np
 import pytest
-from fake_sam import FakeSam
+from replies import refused, reply
 from starlette.testclient import TestClient
 
+import fake_sam
+from fake_sam import FakeSam
 from polycl.refinement import RefineParameters, refine
 from polycl.segmenter import Segmenter
 from polycl.volume import Volume, read_volume, write_volume
 
-pytestmark = pytest.mark.app
+pytestmark = [pytest.mark.app, pytest.mark.usefixtures("sam")]
 
 LABELS = {"liver": 1, "spleen": 2}
-EASY = {"min_agreement": 0.3, "min_score": 0.1, "min_area": 20.0, "stride": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sam() -> Iterator[FakeSam]:
-    yield from fake_sam.installed()
+EASY = {
+    "min_agreement": 0.3,
+    "min_score": 0.1,
+    "min_consent": 0.0,
+    "min_area": 20.0,
+    "stride": 1,
+    "window": "soft-tissue",
+}
 
 
 def infer(client: TestClient, model: str, image: str = "oblique", sent: Path | None = None, **params: Any) -> Any:
     files = {"label": (sent.name, sent.read_bytes())} if sent else None
     body = {"params": json.dumps({"result_extension": ".nii.gz"} | params)}
     return client.post(f"/infer/{model}", params={"image": image}, data=body, files=files)
-
-
-def reply(response: Any) -> tuple[dict[str, Any], np.ndarray]:
-    assert response.status_code == 200, response.text
-    head = f"Content-Type: {response.headers['content-type']}\r\n\r\n".encode()
-    params, image = message_from_bytes(head + response.content).get_payload()
-    mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(image.get_payload(decode=True)))
-    return json.loads(params.get_payload()), np.asarray(mask.dataobj)
-
-
-def refused(response: Any, status: int, *words: str) -> None:
-    assert response.status_code == status, response.text
-    for word in words:
-        assert word in response.json()["detail"]
-    assert "/tmp" not in response.json()["detail"]
 
 
 @pytest.fixture
@@ -75,9 +60,8 @@ def save(client: TestClient, coarse: Volume, path: Path, tag: str, image: str = 
 def test_a_segmentation_is_refined_where_asked(client: TestClient, segmenter: Segmenter, studies: Path) -> None:
     params, mask = reply(infer(client, "tiny", refine=fake_sam.NAME, refine_parameters=EASY))
     image = read_volume(studies / "oblique.nii.gz")
-    window = segmenter.header.preprocessing.window
     segmented = segmenter.segment(image)
-    expected, report = refine(image, segmented, FakeSam(), None, RefineParameters(window=window, **EASY))
+    expected, report = refine(image, segmented, FakeSam(), None, RefineParameters(**EASY))
     np.testing.assert_array_equal(mask, expected.voxels)
     assert (mask != segmented.voxels).any()
     assert params["refined"] is True

@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from replies import refused
 from starlette.testclient import TestClient
 from tiny_images import AFFINES, ct
 
@@ -20,17 +21,6 @@ pytestmark = pytest.mark.app
 
 def post(client: TestClient, model: str = "tiny", query: dict[str, str] | None = None, **kwargs: Any) -> Any:
     return client.post(f"/infer/{model}", params=query or {}, **kwargs)
-
-
-def refused(response: Any, status: int, *words: str) -> None:
-    """A refusal with this status whose reason has all the words."""
-    assert response.status_code == status, response.text
-    detail = response.json()["detail"]
-    assert isinstance(detail, str)
-    for word in words:
-        assert word in detail
-    assert "/tmp" not in detail
-    assert "Traceback" not in detail
 
 
 def serves(client: TestClient) -> None:

@@ -196,7 +196,7 @@ def test_dicom_is_imported_once(dicom: Path, tmp_path: Path, settings: Settings)
     assert (again.imported, again.present) == ([], report.imported)
     store = Path(open_studies(dicom, settings))
     assert store.is_relative_to(settings.store)
-    assert sorted(path.name for path in store.iterdir()) == sorted(f"{uid}.nii.gz" for uid in report.imported)
+    assert sorted(path.name for path in store.glob("[!.]*")) == sorted(f"{uid}.nii.gz" for uid in report.imported)
 
 
 def test_a_series_that_cannot_be_used_is_named_with_the_reason(dicom: Path, tmp_path: Path) -> None:

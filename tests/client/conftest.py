@@ -1,8 +1,10 @@
 """A running server in a process of its own, started in both ways, over two tiny images."""
 
+import importlib.util
 import os
 import shutil
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -11,15 +13,22 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from polycl.volume import Volume, write_volume
 
+SLICER_CLIENT = "monailabel/plugins/slicer/MONAILabel/MONAILabelLib/client.py"
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_TO_START = 180
-SERVE = """
+FAKE_SAM = """
+import fake_sam
+fake_sam.install()
+"""
+SERVE = f"""{FAKE_SAM}
 import sys
 from polycl.server import run_server
 run_server(sys.argv[1], port=int(sys.argv[2]), on_ready=lambda address: print("ready", address, flush=True))
@@ -67,6 +76,7 @@ def server(
     studies, app, port = folder / "studies", folder / "app", free_port()
     shutil.copytree(images, studies)
     shutil.copytree(ROOT / "apps" / "polycl", app, ignore=shutil.ignore_patterns("model", "lib", "logs", "bin"))
+    (app / "main.py").write_text(FAKE_SAM + (app / "main.py").read_text())
     command = [sys.executable, "-c", SERVE, str(studies), str(port)]
     if request.param != "polycl serve":
         command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies"]
@@ -76,6 +86,7 @@ def server(
         "POLYCL_WEIGHTS": str(tiny_checkpoint.parent),
         "POLYCL_PRECISION": "fp32",
         "POLYCL_DEVICE": "cpu",
+        "PYTHONPATH": str(ROOT / "tests"),
     }
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("POLYCL_", "MONAI_"))}
     log = folder / "output.txt"
@@ -104,3 +115,29 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
     pytest.fail(f"the server did not start:\n{log.read_text()}")
+
+
+def slicer_client() -> ModuleType:
+    """The plugin's own module; the wheel's data folder is where pip or uv left it."""
+    folders = [
+        Path(sys.prefix),
+        *(data / "data" for root in site.getsitepackages() for data in Path(root).glob("monailabel*.data")),
+    ]
+    found = [folder / SLICER_CLIENT for folder in folders if (folder / SLICER_CLIENT).is_file()]
+    if not found:
+        pytest.skip("the Slicer plugin is not among the installed files")
+    spec = importlib.util.spec_from_file_location("slicer_monailabel_client", found[0])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def monailabel_client() -> ModuleType:
+    return importlib.import_module("monailabel.client.client")
+
+
+@pytest.fixture(params=[monailabel_client, slicer_client], ids=["monailabel", "slicer"])
+def client(request: pytest.FixtureRequest, server: str, tmp_path: Path) -> Any:
+    return request.param().MONAILabelClient(server, str(tmp_path), "user-xyz")

@@ -1,13 +1,9 @@
 """MONAI Label's client, and the copy of it that the 3D Slicer plugin brings, unmodified, against a running server."""
 
-import importlib.util
 import json
-import site
-import sys
 import time
 import urllib.request
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nibabel
@@ -16,39 +12,12 @@ import numpy as np
 import pytest
 
 from polycl.segmenter import Segmenter
-from polycl.volume import read_volume
+from polycl.volume import Volume, read_volume, write_volume
 
 pytestmark = [pytest.mark.client, pytest.mark.slow]
 
-SLICER_CLIENT = "monailabel/plugins/slicer/MONAILabel/MONAILabelLib/client.py"
 JSON = {"Content-Type": "application/json"}
 IMAGES = ["axial", "oblique"]
-
-
-def slicer_client() -> ModuleType:
-    """The plugin's own module; the wheel's data folder is where pip or uv left it."""
-    folders = [
-        Path(sys.prefix),
-        *(data / "data" for root in site.getsitepackages() for data in Path(root).glob("monailabel*.data")),
-    ]
-    found = [folder / SLICER_CLIENT for folder in folders if (folder / SLICER_CLIENT).is_file()]
-    if not found:
-        pytest.skip("the Slicer plugin is not among the installed files")
-    spec = importlib.util.spec_from_file_location("slicer_monailabel_client", found[0])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def monailabel_client() -> ModuleType:
-    return importlib.import_module("monailabel.client.client")
-
-
-@pytest.fixture(params=[monailabel_client, slicer_client], ids=["monailabel", "slicer"])
-def client(request: pytest.FixtureRequest, server: str, tmp_path: Path) -> Any:
-    return request.param().MONAILabelClient(server, str(tmp_path), "user-xyz")
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +79,55 @@ def test_save_label(client: Any, images: Path) -> None:
     assert saved["info"]["label_info"] == info["label_info"]
     stored = client.download_label(name, "final")
     np.testing.assert_array_equal(nrrd.read(stored)[0], nrrd.read(file)[0])
+
+
+def test_a_label_sent_again_is_another_version(client: Any, images: Path, tmp_path: Path) -> None:
+    name = "versions"
+    client.upload_image(str(images / "oblique.nii.gz"), name)
+    image = read_volume(images / "oblique.nii.gz")
+    voxels = np.zeros(image.shape, np.uint8)
+    voxels[20:30, 20:30, 3:5], voxels[40:44, 20:30, 4] = 1, 2
+    info = {"label_info": [{"name": "spleen", "idx": 5}, {"name": "cyst", "idx": 9}]}
+    told = []
+    for label in (voxels, np.where(voxels == 1, voxels, 0).astype(np.uint8)):
+        write_volume(image.with_voxels(label), tmp_path / "label.nrrd")
+        told.append(client.save_label(name, str(tmp_path / "label.nrrd"), params=info))
+    assert told[1]["version"] == told[0]["version"] + 1
+    assert told[0]["labels"] == {"spleen": 2, "cyst": 3}
+    assert told[0]["known"] == {"spleen": [[3, 5]], "cyst": [[4, 5]]}
+    assert told[1]["unknown"] == ["cyst"]
+    stored, header = nrrd.read(client.download_label(name, "final"))
+    np.testing.assert_array_equal(stored, np.where(voxels == 1, 2, 0))
+    assert header["space"] == "left-posterior-superior"
+    saved = client.datastore()["objects"][name]["labels"]["final"]["info"]
+    assert [entry["name"] for entry in saved["label_info"]] == ["liver", "spleen", "cyst"]
+    assert saved["client_id"] == "user-xyz"
+
+
+def test_a_segmentation_that_slicer_cropped(client: Any, images: Path, tmp_path: Path) -> None:
+    name = "cropped"
+    client.upload_image(str(images / "oblique.nii.gz"), name)
+    image = read_volume(images / "oblique.nii.gz")
+    voxels = np.zeros(image.shape, np.uint8)
+    voxels[20:30, 22:30, 3:5] = 4
+    shift = np.eye(4)
+    shift[:3, 3] = (20, 22, 3)
+    box = Volume(voxels[20:30, 22:30, 3:5], image.affine @ shift)
+    write_volume(box, tmp_path / "label.seg.nrrd", names={"liver": 4})
+    params = {"label_info": [{"name": "liver", "idx": 1}]}
+    client.save_label(name, str(tmp_path / "label.seg.nrrd"), params=params)
+    np.testing.assert_array_equal(nrrd.read(client.download_label(name, "final"))[0], voxels // 4)
+
+
+def test_an_empty_label_is_refused(client: Any, images: Path, tmp_path: Path) -> None:
+    client.upload_image(str(images / "axial.nii.gz"), "empty")
+    image = read_volume(images / "axial.nii.gz")
+    write_volume(image.with_voxels(np.zeros(image.shape, np.uint8)), tmp_path / "label.nrrd")
+    save = client.save_label
+    with pytest.raises(save.__globals__["MONAILabelClientException"], match=r"Status: 422.*complete"):
+        save("empty", str(tmp_path / "label.nrrd"), params={"label_info": [{"name": "liver"}]})
+    told = save("empty", str(tmp_path / "label.nrrd"), params={"label_info": [{"name": "liver"}, {"name": "complete"}]})
+    assert told["known"] == {"liver": "all"}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,21 @@ import warnings
 
 import typer
 
-from polycl.cli import bench, evaluate, experiment, finetune, imports, models, pretrain, refine, segment, serve
+from polycl.cli import (
+    bench,
+    evaluate,
+    experiment,
+    finetune,
+    imports,
+    labels,
+    models,
+    pretrain,
+    propagate,
+    propagation,
+    refine,
+    segment,
+    serve,
+)
 from polycl.errors import PolyclError
 
 app = typer.Typer(
@@ -19,11 +33,14 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("segment")(segment.segment)
 app.command("refine")(refine.refine)
+app.command("propagate")(propagate.propagate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("import")(imports.import_)
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
+app.command("train-propagation")(propagation.train_propagation)
 app.add_typer(models.app, name="models")
+app.add_typer(labels.app, name="labels")
 app.add_typer(experiment.app, name="experiment")
 app.command("bench")(bench.bench)
 

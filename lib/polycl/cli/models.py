@@ -4,50 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polycl.cli import options
+from polycl.cli import options, versions
 from polycl.errors import ModelError
 
 if TYPE_CHECKING:
     from polycl.catalogue import Catalogue
 
-app = typer.Typer(help="List, show, fetch and verify models.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, show, fetch and verify models; publish what was trained, or roll it back.", no_args_is_help=True
+)
+app.command("publish")(versions.publish)
+app.command("rollback")(versions.rollback)
 
 
 @app.command("list")
 def list_(as_json: options.Json = False) -> None:
-    """Every model by name."""
+    """Every model by name, with the versions that were trained here."""
     catalogue = _catalogue()
-    engines = catalogue.names("sam")
-    rows = []
+    engines = catalogue.engines()
+    rows: list[dict[str, Any]] = []
     for name in catalogue.names():
         if name in engines:
-            engine = catalogue.engine(name)
+            engine = catalogue.engine(name, None)
             rows.append({"name": name, "kind": engine.kind, "here": engine.here(), "summary": engine.summary})
             continue
         entry = catalogue.entry(name)
         here = entry.path.is_file()
-        rows.append({"name": name, "kind": entry.kind, "here": here, "summary": entry.summary})
+        row: dict[str, Any] = {"name": name, "kind": entry.kind, "here": here, "summary": entry.summary}
+        rows.append(row | (versions.rows(name) if entry.kind == "segmenter" else {}))
     if as_json:
         options.print_json({"models": rows})
         return
     for row in rows:
         typer.echo(f"{row['name']:<20} {row['kind']:<10} {'here' if row['here'] else 'missing':<8} {row['summary']}")
+        for line in versions.lines(row) if "versions" in row else ():
+            typer.echo(line)
 
 
 @app.command()
 def show(name: str, as_json: options.Json = False) -> None:
     """A model's header and card, or where a SAM engine comes from."""
     catalogue = _catalogue()
-    if name in catalogue.names("sam"):
-        engine = catalogue.engine(name)
+    if name in catalogue.engines():
+        engine = catalogue.engine(name, None)
         options.print_json({"name": name, "here": engine.here()} | engine.listing.model_dump(mode="json"))
         return
     entry = catalogue.entry(name)
-    header = entry.header().model_dump(mode="json")
+    header = entry.described().model_dump(mode="json")
     if as_json:
         options.print_json({"name": entry.name, "path": str(entry.path), "sha256": entry.sha256, "header": header})
         return
@@ -62,19 +69,19 @@ def verify(
 ) -> None:
     """Check each model's files against the sums in the catalogue, and that its header can be read."""
     catalogue = _catalogue()
-    engines = catalogue.names("sam")
+    engines = catalogue.engines()
     failures = []
     for name in names or catalogue.names():
         try:
             if name in engines:
-                engine = catalogue.engine(name)
+                engine = catalogue.engine(name, None)
                 if names is None and not engine.here():
                     continue  # it does not ship, and nobody asked for it
                 found, listed = engine.verify(), True
             else:
                 entry = catalogue.entry(name)
                 found, listed = entry.verify(), entry.sha256 is not None
-                entry.header()
+                entry.described()
         except ModelError as error:
             failures.append(error.in_full())
             continue
@@ -89,7 +96,7 @@ def fetch(name: Annotated[str, typer.Argument(help="A SAM engine of the catalogu
     from polycl.sam.fetch import fetch as fetch_engine
 
     settings = options.settings()
-    engine = _catalogue().engine(name)
+    engine = _catalogue().engine(name, None)
     typer.echo(f"{name}: licence {engine.listing.licence}")
     with _transfers() as started:
         paths = fetch_engine(engine, settings.models, started)

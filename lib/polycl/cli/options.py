@@ -13,7 +13,9 @@ import typer
 
 if TYPE_CHECKING:
     from polycl.settings import Settings
+    from polycl.volume import Volume
 
+Image = Annotated[Path, typer.Argument(help="A CT: NIfTI, NRRD, a DICOM folder or file.")]
 Model = Annotated[str, typer.Option(help="A model of the catalogue (see polycl models list), or a .safetensors file.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="File to write: .nii.gz, .nii, .nrrd or .seg.nrrd.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -31,6 +33,13 @@ def settings(device: str | None = None, precision: str | None = None) -> Setting
 
     given = {"device": device, "precision": precision}
     return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def read_image(image: Path, settings: Settings, series: str | None, any_values: bool) -> Volume:
+    """The CT in `image`, as `--series` and `--any-values` say."""
+    from polycl.volume import read_volume
+
+    return read_volume(image, series_uid=series, allow_any_values=any_values, max_voxels=settings.max_voxels)
 
 
 def print_json(value: Any) -> None:

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from polycl.catalogue import Catalogue
     from polycl.settings import Settings
     from polycl.volume import Volume
-    from polycl.window import Window
 
 DEFAULT_MODEL = "polycl-liver"
 
 
 def segment(
-    image: Annotated[Path, typer.Argument(help="A CT: NIfTI, NRRD, a DICOM folder or file.")],
+    image: options.Image,
     output: options.Output,
     model: options.Model = DEFAULT_MODEL,
     label: Annotated[list[str] | None, typer.Option(help="Keep only this label; may be repeated.")] = None,
@@ -35,20 +34,20 @@ def segment(
     as_json: options.Json = False,
 ) -> None:
     """Outline the organs a model knows on IMAGE, and write the label map on the image's own grid."""
-    from polycl.volume import read_volume, require_writable, write_volume
+    from polycl.volume import require_writable, write_volume
 
     settings = options.settings(device, precision)
     require_writable(output)
     if picture is not None and picture.suffix.lower() != ".png":
         raise InputError(f"{picture} must end in .png")
     clock = [time.perf_counter()]
-    volume = read_volume(image, series_uid=series, allow_any_values=any_values, max_voxels=settings.max_voxels)
+    volume = options.read_image(image, settings, series, any_values)
     clock.append(time.perf_counter())
     from polycl.catalogue import Catalogue
     from polycl.segmenter import Segmenter
 
     catalogue = Catalogue.default(settings)
-    entry = catalogue.entry(model)
+    entry = catalogue.entry(model, "segmenter")
     if refine != "none":
         _check_name(catalogue, refine)
     segmenter = Segmenter.load(entry.path, sha256=entry.sha256, device=settings.device, precision=settings.precision)
@@ -58,7 +57,7 @@ def segment(
     clock.append(time.perf_counter())
     notes: dict[str, Any] = {}
     if refine != "none":
-        result, notes = _refined(volume, result, refine, segmenter.header.preprocessing.window, settings)
+        result, notes = _refined(volume, result, refine, settings)
         clock.append(time.perf_counter())
     names = {name: index for name, index in segmenter.header.labels.items() if label is None or name in label}
     write_volume(result, output, names=names)
@@ -86,9 +85,7 @@ def _check_name(catalogue: Catalogue, refine: str) -> None:
         raise NotFoundError(f"{error}, or none") from None
 
 
-def _refined(
-    volume: Volume, coarse: Volume, name: str, window: Window, settings: Settings
-) -> tuple[Volume, dict[str, Any]]:
+def _refined(volume: Volume, coarse: Volume, name: str, settings: Settings) -> tuple[Volume, dict[str, Any]]:
     """The label map refined by the SAM model called `name`, or as it is, with a warning, without its weights."""
     from polycl.refinement import RefineParameters
 
@@ -97,5 +94,5 @@ def _refined(
     except ModelError as error:
         typer.echo(f"polycl: not refined: {' '.join(error.in_full().split())}", err=True)
         return coarse, {"refined": False, "reason": str(error)}
-    result, report = refining.run(volume, coarse, engine, RefineParameters(window=window))
+    result, report = refining.run(volume, coarse, engine, RefineParameters())
     return result, {"refined": True, "refinement": report}

@@ -1,29 +1,33 @@
 """The MONAI Label app. `apps/polycl/main.py` is how MONAI Label finds it."""
 
+import atexit
 import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from monailabel.config import settings as server_settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.utils.sessions import Sessions
 
 import polycl
 from polycl.catalogue import Catalogue
 from polycl.errors import InputError, ModelError, NotFoundError
-from polycl.monailabel import click, refine
+from polycl.labels.served import served_labels
+from polycl.monailabel import click, headers, refine, train
 from polycl.monailabel.config import AppConfig
 from polycl.monailabel.engines import MISSING
 from polycl.monailabel.folders import check_name
 from polycl.monailabel.infer import Runtime, SegmentTask
 from polycl.monailabel.pacs import SEG_WRITER, PacsStore
-from polycl.monailabel.store import IMAGE_PATTERNS, LocalStore
+from polycl.monailabel.store import LabelRules, LocalStore
 from polycl.monailabel.strategy import RandomImage
 from polycl.settings import Settings
 
@@ -54,14 +58,14 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         if self.studies.startswith(("http://", "https://")):
             return super().init_datastore()
         auto_reload = server_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
-        return LocalStore(self.studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload)
+        return LocalStore(self.studies, rules=self._label_rules(), auto_reload=auto_reload)
 
     def init_infers(self) -> dict[str, InferTask]:
         """One task for each segmenter, clicks and refinement; what cannot be used is named to those who ask for it."""
         tasks: dict[str, InferTask] = {}
         for name in self._names():
             try:
-                tasks[name] = SegmentTask(self.catalogue.entry(name, "segmenter"), self.runtime)
+                tasks[name] = SegmentTask(self.catalogue.entry(f"{name}@0", "segmenter"), self.runtime)
             except ModelError as error:
                 logger.warning("model %s is left out: %s", name, error.in_full())
                 self._broken[name] = str(error)
@@ -70,6 +74,11 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         else:
             tasks |= {click.NAME: click.ClickTask(self.runtime), refine.NAME: refine.RefineTask(self.runtime)}
         return tasks
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """One for all segmenters that can be used; none without any."""
+        segmenters = [name for name, task in self._infers.items() if isinstance(task, SegmentTask)]
+        return {train.NAME: train.LearnTask(segmenters, self.catalogue, self.runtime.settings)} if segmenters else {}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which image comes next."""
@@ -87,9 +96,14 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         if model == refine.NAME:
             added |= refine.stored_label(request, store)
         try:
-            result = super().infer({**request, **added}, store)
+            with self.runtime.engines.cache.serving():  # nothing is embedded ahead while somebody waits
+                result = super().infer({**request, **added}, store)
         except InputError as error:
             raise InputError(_by_role(str(error), request), hint=error.hint) from error
+        made_by = result["params"].get("model")
+        if isinstance(made_by, dict) and "version" in made_by:
+            headers.note(headers.MODEL, f"{quote(made_by['name'])}@{made_by['version']}")
+            headers.note(headers.WEIGHTS, made_by["sha256"])
         if request.get("save_label") and not Path(str(image)).is_absolute():
             info = {"model": model, "params": result["params"]}
             try:
@@ -108,14 +122,44 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """MONAI Label's batch inference, on the device of the settings: choosing a GPU itself, it fails without."""
+        self.runtime.ahead.enabled = False
         return dict(super().batch_infer({**request, "multi_gpu": False}, datastore))
+
+    def info(self) -> dict[str, Any]:
+        """MONAI Label's, and counters of the embedding cache."""
+        return {**super().info(), "embeddings": self.runtime.engines.cache.statistics()}
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """MONAI Label's; the slices of the image are embedded from here on."""
+        sample = super().next_sample(request)
+        if sample:
+            self.runtime.ahead.opened(Path(sample["path"]))
+        return dict(sample)
+
+    def opened(self, image: str) -> None:
+        """A client has got `image`, or some of it, to show it to somebody. Ignored for what is no image to segment."""
+        store = self.datastore()
+        if not isinstance(store, PacsStore):
+            self.runtime.ahead.opened(Path(store.get_image_uri(image)))
+        elif image in store.list_images():
+            self.runtime.ahead.opened(store.place(image), fetch=lambda: store.get_image_uri(image))
 
     def on_init_complete(self) -> None:
         """Called by the server that has just loaded this app, before its first request."""
         from polycl.server.endpoints import protect
 
         protect()
+        train.take_over()
+        for task in self._trainers.values():
+            task.serve(self.datastore())
+            atexit.register(task.trainer.close)
         super().on_init_complete()
+
+    def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
+        """Called when a client has saved a label: training may start by itself."""
+        for task in self._trainers.values():
+            task.consider()
+        return {}
 
     def _names(self) -> list[str]:
         known = self.catalogue.names("segmenter")
@@ -147,8 +191,18 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         if shutil.which(SEG_WRITER) is None:
             logger.warning("%s is not on PATH: labels cannot be saved to this PACS as DICOM SEG", SEG_WRITER)
         settings = self.runtime.settings
-        cache = server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.cache / "dicomweb"
-        return PacsStore(self.studies, Path(cache), settings.max_voxels)
+        folder = server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.store / "dicomweb"
+        return PacsStore(self.studies, Path(folder), self._label_rules())
+
+    def _label_rules(self) -> LabelRules:
+        runtime, settings = self.runtime, self.runtime.settings
+        return LabelRules(
+            known=served_labels(self.catalogue, self._names()),
+            keep=settings.label_versions,
+            read=runtime.image,
+            replies=runtime.replies,
+            max_voxels=settings.max_voxels,
+        )
 
 
 def _by_role(message: str, request: Mapping[str, Any]) -> str:

@@ -13,18 +13,15 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from polycl.clicks import Click, Index, best_mask, locate, on_slice
 from polycl.errors import InputError
+from polycl.monailabel.ahead import SOFT_TISSUE
 from polycl.monailabel.infer import Runtime
 from polycl.monailabel.request import ImageRequest
-from polycl.refinement import window_from
-from polycl.sam import EmbeddingKey
 from polycl.sam.slices import SliceEncoder
-from polycl.window import Window
+from polycl.window import FromHeader, Window, seen_through, window_from
 
 NAME = "polycl-click"
-SOFT_TISSUE = Window.named("soft-tissue")
 REACH = 6
 """Slices embedded ahead on each side of the one clicked, before the rest of the study."""
-STUDIES_REMEMBERED = 64
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class ClickRequest(ImageRequest):
 
     click: Click = field(default_factory=Click)
     label: str = "object"
-    window: Window = SOFT_TISSUE
+    window: Window | FromHeader = SOFT_TISSUE
 
     @classmethod
     def parse(cls, request: Mapping[str, Any]) -> "ClickRequest":
@@ -66,7 +63,6 @@ class ClickTask(InferTask):  # type: ignore[misc, unused-ignore]
             description="outlines what is clicked, on one axial slice",
         )
         self._runtime = runtime
-        self._opened: dict[EmbeddingKey, None] = {}
 
     def is_valid(self) -> bool:
         """Whether it can be offered; the app registers it only where there are weights."""
@@ -80,18 +76,18 @@ class ClickTask(InferTask):  # type: ignore[misc, unused-ignore]
         engine = engines.named()
         image = self._runtime.images.get(wanted.image, wanted.allow_any_values)
         read = time.perf_counter()
-        with engines.cache.serving():
-            z, prompts = locate(wanted.click, image)
-            encoder = SliceEncoder(image, engine, wanted.window, engines.cache)
-            cached = encoder.key(z) in engines.cache
-            embedding = encoder.embedding(z)
-            encoded = time.perf_counter()
-            masks = engine.decode(embedding, prompts)
-            mask = best_mask(masks, prompts)
-            decoded = time.perf_counter()
-            path = self._runtime.write(on_slice(mask, z, image), wanted.extension, wanted.compress)
+        z, prompts = locate(wanted.click, image)
+        encoder = SliceEncoder(image, engine, seen_through(wanted.window, image.window), engines.cache)
+        cached = encoder.key(z) in engines.cache
+        embedding = encoder.embedding(z)
+        encoded = time.perf_counter()
+        masks = engine.decode(embedding, prompts)
+        mask = best_mask(masks, prompts)
+        decoded = time.perf_counter()
+        path = self._runtime.write(on_slice(mask, z, image), wanted.extension, wanted.compress)
         written = time.perf_counter()
-        self._look_ahead(encoder, z, image.canonical().shape[2])
+        self._runtime.ahead.opened(wanted.image, z, encoder.window)
+        self._look_ahead(encoder, z)
         return path, {
             "label_names": {wanted.label: 1},
             "axial_slice": z,
@@ -108,16 +104,10 @@ class ClickTask(InferTask):  # type: ignore[misc, unused-ignore]
             },
         }
 
-    def _look_ahead(self, encoder: SliceEncoder, z: int, slices: int) -> None:
-        """Embed the slices beside `z` soon, and once for each study all others when nothing else is to be done."""
+    def _look_ahead(self, encoder: SliceEncoder, z: int) -> None:
+        """Embed the slices beside `z` soon, even if the study is one too many or of another window."""
         if near := [other for other in encoder.around(z, REACH) if encoder.key(other) not in encoder.cache]:
             encoder.prefetch(near, urgent=True)
-        study = encoder.key(0)
-        if study not in self._opened:
-            self._opened[study] = None
-            while len(self._opened) > STUDIES_REMEMBERED:
-                self._opened.pop(next(iter(self._opened)), None)
-            encoder.prefetch(encoder.around(z, slices)[2 * REACH :])
 
 
 def _points(request: Mapping[str, Any], key: str) -> tuple[Index, ...]:

@@ -15,8 +15,6 @@ from polycl.sam import EmbeddingCache, Engine, default_engine, load_engine
 from polycl.settings import Settings
 from polycl.volume import Volume
 
-EMBEDDING_BYTES = 1 << 29
-"""128 slices at 4 MB each: a study, or the slices that several people work on."""
 MISSING = (
     "this needs the weights of a SAM model, and the server has none: get some with `polycl models fetch`, "
     "or name a folder that has them in POLYCL_WEIGHTS, and start the server again"
@@ -28,7 +26,8 @@ class Engines:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.cache = EmbeddingCache(EMBEDDING_BYTES)
+        disk = settings.cache / "embeddings" if settings.embedding_disk else None
+        self.cache = EmbeddingCache(settings.embedding_memory, disk, disk_capacity=settings.embedding_disk)
         self._loaded: dict[str, Engine] = {}
         self._lock = threading.Lock()
 

@@ -16,13 +16,17 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from polycl.catalogue import Entry
-from polycl.errors import PolyclError
+from polycl.errors import InputError, PolyclError
+from polycl.labels.record import ModelVersion
+from polycl.labels.replies import ReplyLog
+from polycl.monailabel.ahead import Ahead
+from polycl.monailabel.current import CurrentModel, Loaded
 from polycl.monailabel.engines import Engines
 from polycl.monailabel.images import VolumeCache
 from polycl.monailabel.request import NO_REFINEMENT, SegmentRequest, refine_parameters
-from polycl.segmenter import Segmenter
 from polycl.settings import Settings
 from polycl.volume import Volume, read_volume, write_volume
+from polycl.window import seen_through
 
 IMAGE_CACHE_BYTES = 1 << 30
 """Twice a 512x512x1000 series in 16 bits: the images of the people who work at once, on a small machine."""
@@ -41,10 +45,24 @@ class Runtime:
         self.settings = settings
         self.images = VolumeCache(self._read, IMAGE_CACHE_BYTES)
         self.engines = Engines(settings)
+        self.ahead = Ahead(self.images, self.engines, settings.embed_ahead)
+        self.replies = ReplyLog(settings.cache / "replies")
         self.stopping = threading.Event()
         self.results = settings.cache / "results"
         self.results.mkdir(parents=True, exist_ok=True)
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def stop(self) -> None:
+        """The server goes down: what takes long ends at its next slice, and nothing is computed ahead any more."""
+        self.stopping.set()
+        self.ahead.stop()
+
+    def image(self, path: Path) -> Volume:
+        """An image of the store whatever its values are, from memory where it was used just before."""
+        try:
+            return self.images.get(path)
+        except InputError:
+            return self.images.get(path, allow_any_values=True)
 
     def device_lock(self, device: str) -> threading.Lock:
         """Held while a network computes on `device`."""
@@ -75,13 +93,14 @@ class Runtime:
 
 
 class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
-    """One segmenter of the catalogue, for the Auto Segmentation panels of 3D Slicer and OHIF.
+    """One segmenter of the catalogue, in its live version, for the Auto Segmentation panels of 3D Slicer and OHIF.
 
-    Raises ModelError if the checkpoint is missing or none of ours.
+    `entry` is its version 0. Raises ModelError if the checkpoint is missing or none of ours.
     """
 
     def __init__(self, entry: Entry, runtime: Runtime) -> None:
-        labels = dict(entry.header().labels)
+        self._model = CurrentModel(entry, runtime.settings)
+        labels = self._model.labels()
         engine = runtime.engines.default()
         super().__init__(
             type=InferType.SEGMENTATION,
@@ -92,23 +111,16 @@ class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
         )
         self.entry = entry
         self._runtime = runtime
-        self._loaded: tuple[Segmenter, str] | None = None
-        self._load_lock = threading.Lock()
 
     def is_valid(self) -> bool:
         """Whether the model can be offered; the constructor refuses one that cannot."""
         return True
 
-    def model(self) -> tuple[Segmenter, str]:
-        """The model and the sha256 of its file, loaded at the first call. ModelError if it is not what it should be."""
-        with self._load_lock:
-            if self._loaded is None:
-                settings, sha256 = self._runtime.settings, self.entry.verify()
-                segmenter = Segmenter.load(
-                    self.entry.path, sha256=sha256, device=settings.device, precision=settings.precision
-                )
-                self._loaded = segmenter, sha256
-            return self._loaded
+    def model(self) -> Loaded:
+        """The version to answer with, loaded at the first call and after a switch. ModelError if none can be used."""
+        loaded = self._model.get()
+        self.labels = dict(loaded.segmenter.header.labels)
+        return loaded
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Segment `request["image"]`. Returns the label file, in the image's own voxel order, and the reply's params.
@@ -117,17 +129,18 @@ class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
         lists all of them, 1..N without gaps, because Slicer takes value v as the v-th name. Where `refine` was
         asked for, the reply says whether the result is `refined`, and what was done or why not.
         """
-        wanted = SegmentRequest.parse(request, self.labels)
-        segmenter, sha256 = self.model()
-        window = segmenter.header.preprocessing.window
-        how = refine_parameters(request, window) if wanted.refine else None
+        model = self.model()
+        segmenter, labels = model.segmenter, model.segmenter.header.labels
+        wanted = SegmentRequest.parse(request, labels)
+        how = refine_parameters(request) if wanted.refine else None
         if wanted.refine:
             self._runtime.engines.check_name(wanted.refine)
         clock = [time.perf_counter()]
         image = self._runtime.images.get(wanted.image, wanted.allow_any_values)
+        if how and how.window is not None:
+            seen_through(how.window, image.window)  # refused now, not after the segmentation
         clock.append(time.perf_counter())
-        ahead = self._runtime.engines.cache.serving()  # nothing is embedded ahead while somebody waits
-        with ahead, self._runtime.device_lock(str(segmenter.where.device)):
+        with self._runtime.device_lock(str(segmenter.where.device)):
             mask = segmenter.segment(image, labels=wanted.labels, progress=self._runtime.progress)
         clock.append(time.perf_counter())
         notes: dict[str, Any] = {}
@@ -136,18 +149,24 @@ class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
             clock.append(time.perf_counter())
         path = self._runtime.write(mask, wanted.extension, wanted.compress)
         clock.append(time.perf_counter())
+        self._runtime.replies.note(image, mask, labels, ModelVersion(name=model.name, sha256=model.sha256))
+        self._runtime.ahead.opened(wanted.image, middle_slice(mask))
         stages = ("read", "segment", *(("refine",) if how else ()), "write")
         seconds = {stage: round(end - start, 3) for stage, start, end in zip(stages, clock, clock[1:], strict=False)}
+        asked = {name: index for name, index in labels.items() if wanted.labels is None or name in wanted.labels}
         return path, {
-            "label_names": dict(self.labels),
-            "volumes_ml": organ_volumes(mask, self._asked(wanted)),
-            "model": {"name": self.entry.name, "sha256": sha256},
+            "label_names": dict(labels),
+            "volumes_ml": organ_volumes(mask, asked),
+            "model": model.described(),
             "seconds": seconds | {"total": round(clock[-1] - clock[0], 3)},
             **notes,
         }
 
-    def _asked(self, wanted: SegmentRequest) -> dict[str, int]:
-        return {name: index for name, index in self.labels.items() if wanted.labels is None or name in wanted.labels}
+
+def middle_slice(mask: Volume) -> int | None:
+    """The canonical axial slice with as many labelled slices above as below; None where nothing is labelled."""
+    labelled = np.flatnonzero(mask.canonical().voxels.any(axis=(0, 1)))
+    return int(labelled[len(labelled) // 2]) if len(labelled) else None
 
 
 def organ_volumes(mask: Volume, labels: Mapping[str, int]) -> dict[str, float]:

@@ -23,17 +23,20 @@ from weakref import WeakValueDictionary
 
 import requests
 from dicomweb_client.session_utils import create_session_from_gcp_credentials
-from filelock import FileLock
 from monailabel.config import settings as server_settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.datastore.utils.convert import nifti_to_dicom_seg
+from monailabel.datastore.utils.dicom import dicom_web_upload_dcm
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 from requests.adapters import HTTPAdapter
 
 from polycl.errors import InputError, NotFoundError, PolyclError
-from polycl.monailabel.store import IndexedStore
-from polycl.volume import MAX_VOXELS, read_series, write_volume
+from polycl.labels.record import LabelRecord
+from polycl.labels.saving import Saved, Sent
+from polycl.monailabel.store import IndexedStore, LabelRules
+from polycl.volume import read_series, write_volume
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +73,9 @@ class _ImpatientAdapter(HTTPAdapter):
 class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-ignore]
     """The series of the PACS at `url`, kept in a folder of `cache` once used. InputError if `url` is no address."""
 
-    def __init__(self, url: str, cache: Path, max_voxels: int = MAX_VOXELS) -> None:
-        self._max_voxels = max_voxels
+    def __init__(self, url: str, cache: Path, rules: LabelRules | None = None) -> None:
+        if rules is not None:
+            self.rules = rules
         self._guard = threading.Lock()
         self._transfers: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._lists: dict[str, tuple[float, list[str]]] = {}
@@ -82,7 +86,7 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         """Path of the series as NIfTI, fetched if need be. NotFoundError for a series that the PACS does not have."""
         if not isinstance(image_id, str) or not SERIES_UID.fullmatch(image_id):
             raise NotFoundError(f"no series {image_id!r}: images of a PACS are named by their SeriesInstanceUID")
-        target = Path(self._datastore.image_path(), f"{image_id}.nii.gz").resolve()
+        target = self.place(image_id)
         with self._guard:
             transfer = self._transfers.setdefault(image_id, threading.Lock())
         with transfer:
@@ -90,13 +94,26 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
                 self._fetch(image_id, target)
         return str(target)
 
+    def place(self, uid: str) -> Path:
+        """Where the series `uid` is kept, or would be."""
+        return Path(self._datastore.image_path(), f"{uid}.nii.gz").resolve()
+
     def list_images(self) -> list[str]:
         """UIDs of the series that MONAI Label's search filter selects, CT if not set otherwise."""
         return self._recently("images", lambda: [str(found.SeriesInstanceUID) for found in self._search({})])
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """UIDs of the series that a segmentation in the PACS refers to."""
-        return self._recently("labeled", self._segmented)
+        """UIDs of the series that a segmentation in the PACS refers to, or that have a final label here."""
+        known = self._recently("labeled", self._segmented)
+        return list(dict.fromkeys([*known, *IndexedStore.get_labeled_images(self, label_tag, labels)]))
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """Path of a label that is kept here. Segmentations that others sent to the PACS are no labels of ours."""
+        return str(IndexedStore.get_label_uri(self, label_id, label_tag))
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Images and final labels that are kept here. MONAI Label's deletes those that the PACS does not list."""
+        return list(IndexedStore.datalist(self, full_path))
 
     def status(self) -> dict[str, Any]:
         """Counts of images and labels. Asks the PACS first, and then takes the lock of the index."""
@@ -107,15 +124,47 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
     ) -> str:
-        """Keep a label; a final one goes to the PACS as DICOM SEG. UnsupportedError without the program for that."""
-        if label_tag == DefaultLabelTag.FINAL and shutil.which(SEG_WRITER) is None:
+        """Save a label that no person has seen; see `keep_label`."""
+        return str(IndexedStore.save_label(self, image_id, label_filename, label_tag, label_info))
+
+    def keep_label(self, image_id: str, tag: str, sent: Sent) -> Saved:
+        """Keep a label here; a final one goes to the PACS as DICOM SEG after that.
+
+        UnsupportedError without the program for that; nothing is kept then. PacsError where the PACS does not take it.
+        """
+        final = tag == DefaultLabelTag.FINAL
+        if final and shutil.which(SEG_WRITER) is None:
             raise UnsupportedError(
                 f"a final label goes to the PACS as DICOM SEG, which needs the program {SEG_WRITER} of dcmqi on PATH"
             )
-        saved = super().save_label(image_id, label_filename, label_tag, label_info, label_id)
+        saved: Saved = super().keep_label(image_id, tag, sent)
+        if final:
+            self._send(saved.record)
         with self._guard:
             self._lists = {what: (-math.inf, known) for what, (_, known) in self._lists.items()}
-        return str(saved)
+        return saved
+
+    def _send(self, record: LabelRecord) -> None:
+        names = [{"name": name} for name, _ in sorted(record.labels.items(), key=_value) if record.voxels[name]]
+        current = self.library.current(record.image)
+        if not names or current is None:  # nothing is painted, which a DICOM SEG cannot say
+            return
+        file = ""
+        try:
+            series = str(self.place(record.image).with_name(record.image))
+            # MONAI Label takes the n-th name for the n-th value that occurs.
+            file = nifti_to_dicom_seg(series, str(current.label), names)
+            uid = dicom_web_upload_dcm(file, self._client)
+        except Exception as error:  # of the program, of what it wrote, and all that a stranger's server may cause
+            logger.warning("a label was not sent to the PACS: %s", type(error).__name__)
+            raise PacsError(
+                f"the label is kept here as version {record.version}, but the PACS did not take it: "
+                "save it again when the PACS is up"
+            ) from error
+        finally:
+            if file:
+                Path(file).unlink(missing_ok=True)
+        self.update_label_info(record.image, record.tag, {"SeriesInstanceUID": uid})
 
     def _fetch(self, uid: str, target: Path) -> None:
         found = self._series(uid)
@@ -125,15 +174,15 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
             folder = Path(temporary, uid)
             folder.mkdir()
             self._download(str(found.StudyInstanceUID), uid, folder)
-            volume = read_series(folder, series_uid=uid, max_voxels=self._max_voxels)
+            volume = read_series(folder, series_uid=uid, max_voxels=self.rules.max_voxels)
             shutil.rmtree(kept, ignore_errors=True)
             folder.replace(kept)
         write_volume(volume, target)
         info = {field: str(found.get(field, "UNK")) for field in KEPT_FIELDS}
         info |= {"ts": str(int(time.time())), "name": target.name}
-        with self._index_lock, FileLock(self._lock_file):
-            self._datastore.objects[uid] = ImageLabelModel(image=DataModel(info=info, ext=".nii.gz"))
-            self._update_datastore_file(lock=False)
+        with self._changing():
+            image = DataModel(info=info, ext=".nii.gz")
+            self._datastore.objects[uid] = ImageLabelModel(image=image, labels=self._labels(uid))
 
     def _series(self, uid: str) -> Dataset:
         for found in self._search({"SeriesInstanceUID": uid}):
@@ -196,6 +245,10 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         with self._guard:
             self._lists[what] = (time.monotonic(), answer)
         return list(answer)
+
+
+def _value(item: tuple[str, int]) -> int:
+    return item[1]
 
 
 def connect(url: str) -> DICOMwebClientX:

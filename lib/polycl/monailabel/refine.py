@@ -15,7 +15,7 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from polycl.errors import InputError, NotFoundError
-from polycl.monailabel.infer import Runtime, organ_volumes
+from polycl.monailabel.infer import Runtime, middle_slice, organ_volumes
 from polycl.monailabel.request import ImageRequest, refine_parameters, wanted_engine
 from polycl.refinement import refine
 from polycl.volume import Volume, read_volume
@@ -67,6 +67,7 @@ class RefineTask(InferTask):  # type: ignore[misc, unused-ignore]
             image, coarse, engine, self._runtime.engines.cache, how, self._runtime.progress, labels=ids
         )
         file = self._runtime.write(result, wanted.extension, wanted.compress)
+        self._runtime.ahead.opened(wanted.image, middle_slice(result))
         return file, {
             "label_names": names,
             "volumes_ml": organ_volumes(result, names),

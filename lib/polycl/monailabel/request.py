@@ -9,7 +9,6 @@ from typing import Any
 from polycl.errors import InputError, NotFoundError
 from polycl.monailabel.folders import IMAGE_SUFFIXES
 from polycl.refinement import RefineParameters
-from polycl.window import Window
 
 NO_REFINEMENT = "none"
 
@@ -132,14 +131,12 @@ def wanted_engine(request: Mapping[str, Any]) -> str | None:
     return value
 
 
-def refine_parameters(request: Mapping[str, Any], window: Window | None = None) -> RefineParameters:
-    """The request's `refine_parameters` (an object) and `window`; `window` here is what it is otherwise."""
+def refine_parameters(request: Mapping[str, Any]) -> RefineParameters:
+    """The request's `refine_parameters` (an object) and `window`."""
     given = request.get("refine_parameters") or {}
     if not isinstance(given, dict):
         raise InputError(
             f"refine_parameters must be an object; its keys are {', '.join(RefineParameters.model_fields)}"
         )
-    values = {"window": window} if window is not None else {}
-    if request.get("window") is not None:
-        values["window"] = request["window"]
+    values = {} if request.get("window") is None else {"window": request["window"]}
     return RefineParameters(**(values | given))

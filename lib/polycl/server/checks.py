@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from polycl.errors import NotFoundError
 from polycl.monailabel.folders import BadRequest, check_name
 from polycl.monailabel.store import LocalStore
-from polycl.server.uploads import check_upload, prepare_archive, prepare_image, prepare_label
+from polycl.server.uploads import check_upload, prepare_archive, prepare_image
 
 NAMES = ("model", "image", "id", "label", "tag", "strategy", "session_id")
 OURS = ("model", "image", "session", "description")
@@ -82,8 +82,6 @@ def _check_files(name: str, arguments: dict[str, Any]) -> None:
             check_upload(file)
     if name == "api_add_image":
         prepare_image(arguments)
-    if name == "api_save_label":
-        prepare_label(arguments)
     if arguments.get("uncompress"):
         for file in arguments["files"]:
             prepare_archive(file)

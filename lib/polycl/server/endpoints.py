@@ -12,16 +12,21 @@ the rest wait without holding up anything else. MONAI Label's own data is safe u
 import asyncio
 import functools
 import importlib
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
-from fastapi import BackgroundTasks, Request
+from fastapi import BackgroundTasks, Request, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from polycl.monailabel.headers import noting
 from polycl.server.checks import check_arguments
+from polycl.server.labels import save_label
 from polycl.server.problems import to_http
 
 Endpoint = Callable[..., Awaitable[Any]]
@@ -44,6 +49,9 @@ MODULES = (
 )
 INFER_THREADS = 2
 OTHER_THREADS = 16
+FRAMES = re.compile(r"series/([0-9.]+)/instances/[0-9.]+/frames")
+OURS: dict[str, Callable[[dict[str, Any]], Any]] = {"api_save_label": save_label}
+"""Endpoints whose work is done here instead."""
 _MARK = "_polycl_protected"
 _LIMITERS: RunVar[tuple[CapacityLimiter, CapacityLimiter]] = RunVar("polycl_limiters")
 
@@ -86,7 +94,29 @@ def in_thread(endpoint: Endpoint) -> Endpoint:
 
 def _call(endpoint: Endpoint, name: str, arguments: dict[str, Any]) -> Any:
     check_arguments(name, arguments)
-    return asyncio.run(_await(endpoint, arguments))
+    with noting() as headers:
+        result = OURS[name](arguments) if name in OURS else asyncio.run(_await(endpoint, arguments))
+    if (image := _shown(name, arguments)) is not None:
+        from monailabel.interfaces.utils.app import app_instance
+
+        app_instance().opened(image)
+    return _with_headers(result, headers)
+
+
+def _with_headers(result: Any, headers: dict[str, str]) -> Any:
+    if headers and not isinstance(result, Response):
+        return JSONResponse(jsonable_encoder(result), headers=headers)
+    if headers:
+        result.headers.update(headers)
+    return result
+
+
+def _shown(name: str, arguments: dict[str, Any]) -> str | None:
+    """The image that a client gets to show it: as a file, or the pixels of a series as OHIF asks for them."""
+    if name == "api_download_image":
+        return str(arguments["image"])
+    pixels = FRAMES.search(str(arguments["path"])) if name == "proxy_wado" else None
+    return pixels[1] if pixels else None
 
 
 async def _await(endpoint: Endpoint, arguments: dict[str, Any]) -> Any:

@@ -43,7 +43,7 @@ def configure(studies: str, settings: Settings, port: int) -> None:
             "MONAI_LABEL_APP_CONF": {},
             "MONAI_LABEL_SERVER_PORT": port,
             "MONAI_LABEL_SESSION_PATH": str(settings.sessions),
-            "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(settings.cache / "dicomweb"),
+            "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(settings.store / "dicomweb"),
             "MONAI_LABEL_AUTO_UPDATE_SCORING": False,
             "MONAI_LABEL_TRACKING_ENABLED": False,
         }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polycl.errors import InputError, PolyclError
+from polycl.learning.patients import note_patient
 from polycl.volume import SeriesInfo, check_ct, list_series, read_series, write_volume
 
 Progress = Callable[[int, int], None]
@@ -56,6 +57,7 @@ def _import(series: SeriesInfo, store: Path, report: ImportReport) -> None:
         try:
             volume = read_series(series.files)
             check_ct(volume.voxels)
+            note_patient(store, series.uid, series.files[0])
             write_volume(volume, target)
         except PolyclError as error:
             report.refused[series.uid] = str(error)

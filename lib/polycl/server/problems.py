@@ -14,7 +14,8 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 
-from polycl.errors import PolyclError
+from polycl.errors import PolyclError, StorageError
+from polycl.labels.storage import FULL
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ def to_http(error: Exception) -> HTTPException:
     for kind, answer in _ANSWERS.items():
         if isinstance(error, kind):
             return answer(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return HTTPException(StorageError.status, "the disk of the server is full: make room there and try again")
     return internal(error)
 
 

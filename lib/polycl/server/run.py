@@ -104,10 +104,10 @@ def _serve(app: FastAPI, listener: socket.socket, address: str, on_ready: Callab
                 on_ready(address)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            stopping.set()
+            stop()
             await super().shutdown(sockets)
 
-    stopping = app_instance().runtime.stopping  # an app that cannot start says why here, not in uvicorn's log
+    stop = app_instance().runtime.stop  # an app that cannot start says why here, not in uvicorn's log
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
     server = Server(config)
     with _quiet_signals():

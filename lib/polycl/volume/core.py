@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from polycl.errors import InputError
 from polycl.volume.orientation import axis_codes, canonical_affine, canonical_view, check_affine
+from polycl.window import Window
 
 # Two grids are the same when no corner voxel is further apart than this. Headers round to 32-bit floats or to a few
 # decimals, which moves far corners by hundredths of a millimetre; a wrong grid is off by whole voxels.
@@ -19,11 +20,14 @@ SAME_GRID_MM = 0.1
 class Volume:
     """Voxels [I, J, K] and the affine (4x4 float64) from voxel index (i, j, k) to RAS+ millimetres.
 
+    `window` is the one that the file suggests for its own values, if it does; other voxels on the grid have none.
+
     Raises InputError if the voxels do not have three non-empty axes, or if the affine is not finite and invertible.
     """
 
     voxels: NDArray[Any]
     affine: NDArray[np.float64]
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         if self.voxels.ndim != 3 or self.voxels.size == 0:
@@ -71,7 +75,7 @@ class Volume:
 
     def canonical(self) -> "Volume":
         """The same volume in the axis order and directions closest to R-A-S. The voxels are a view, not a copy."""
-        return Volume(canonical_view(self.voxels, self.affine), canonical_affine(self.shape, self.affine))
+        return Volume(canonical_view(self.voxels, self.affine), canonical_affine(self.shape, self.affine), self.window)
 
     def same_grid(self, other: "Volume", tolerance: float = SAME_GRID_MM) -> bool:
         """Whether both have the same shape and no voxel centres more than `tolerance` mm apart."""

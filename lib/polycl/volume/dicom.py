@@ -68,7 +68,8 @@ def stack_series(source: Source, *, series_uid: str | None = None, allow_any_mod
     ]
     stack = arrange(frames, _same_pixels)
     shape = check_shape((stack.frames[0].columns, stack.frames[0].rows, len(stack.frames)), max_voxels)
-    return Volume(_decode(stack.frames, shape), stack.affine)
+    middle = stack.frames[len(stack.frames) // 2]
+    return Volume(_decode(stack.frames, shape), stack.affine, middle.window)
 
 
 def _files(source: Source) -> list[Path]:
@@ -127,21 +128,21 @@ def _choose(
 
 
 def _pixels(path: Path) -> NDArray[Any]:
-    """The stored values of a file: [row, column], or [frame, row, column]."""
+    """The stored values of a file: [frame, row, column]."""
     from pydicom import dcmread
 
     try:
-        return np.asarray(dcmread(path).pixel_array)
+        stored = np.asarray(dcmread(path).pixel_array)
     except Exception as error:  # pydicom and its decoders raise nearly anything on broken or unknown pixel data
         raise InputError(
             "holds an image that cannot be decoded: truncated, corrupt or of an unsupported transfer syntax"
         ) from error
+    return stored.reshape(-1, *stored.shape[-2:])
 
 
 def _same_pixels(first: Frame, second: Frame) -> bool:
     def values(frame: Frame) -> NDArray[np.float64]:
-        stored = _pixels(frame.path) if frame.number is None else _pixels(frame.path)[frame.number]
-        return stored * frame.slope + frame.intercept
+        return _pixels(frame.path)[frame.number or 0] * frame.slope + frame.intercept
 
     return np.array_equal(values(first), values(second))
 
@@ -166,12 +167,10 @@ def _decode_as(dtype: np.dtype[Any], frames: Sequence[Frame], shape: tuple[int, 
         path, wanted = item
         stored = _pixels(path)
         for k, frame in wanted:
-            image = (
-                stored if frame.number is None else stored[frame.number : frame.number + 1].reshape(stored.shape[-2:])
-            )
-            if image.shape != (frame.rows, frame.columns):
+            number = frame.number or 0
+            if stored.shape[0] <= number or stored.shape[1:] != (frame.rows, frame.columns):
                 raise InputError("holds an image whose pixels do not match its header")
-            voxels[:, :, k] = _to_hu(image, frame, dtype).T
+            voxels[:, :, k] = _to_hu(stored[number], frame, dtype).T
 
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(fill, by_file.items()):

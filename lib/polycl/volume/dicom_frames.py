@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from polycl.errors import InputError
 from polycl.volume.checks import ANY_VALUES_HINT
+from polycl.window import Window
 
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 DICOMDIR = "1.2.840.10008.1.3.10"
@@ -35,6 +36,9 @@ HEADER_TAGS = [
     "SpacingBetweenSlices",
     "RescaleSlope",
     "RescaleIntercept",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
@@ -55,6 +59,7 @@ class Frame:
     thickness: float | None
     slope: float
     intercept: float
+    window: Window | None = None
 
 
 def read_header(path: Path) -> Any | None:
@@ -136,7 +141,20 @@ def _frame(header: Any, path: Path, number: int | None, sources: Sequence[Any]) 
         thickness=None if thickness is None or thickness[0] == 0 else abs(float(thickness[0])),
         slope=float(slope[0]),
         intercept=float(intercept[0]),
+        window=_window(sources),
     )
+
+
+def _window(sources: Sequence[Any]) -> Window | None:
+    """The first of the windows that the image suggests, as viewers take; None if it has none, or a broken one."""
+    found = next((source for source in sources if source.get("WindowCenter") is not None), None)
+    if found is None:
+        return None
+    try:
+        centre, width = (float(_values(found.get(name))[0]) for name in ("WindowCenter", "WindowWidth"))
+    except (TypeError, ValueError, IndexError):
+        return None
+    return Window.of_dicom(centre, width, str(found.get("VOILUTFunction") or "LINEAR").strip().upper())
 
 
 def _orthonormal(directions: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """NIfTI-1 and NIfTI-2 single files, plain or gzip."""
 
 import logging
+import math
 from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,7 @@ from polycl.volume.raster import (
     storable,
     write_voxels,
 )
+from polycl.window import Window
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
 FIRST_VOXEL = 352
@@ -50,7 +52,8 @@ def read_nifti(path: Path, kind: Kind, max_voxels: int) -> Volume:
             compressed = raw.read(2) == GZIP_MAGIC
         check_room(path, int(np.prod(shape, dtype=np.int64)) * stored.itemsize, compressed=compressed)
         out_dtype, decode = decoder(kind, stored, slope, inter)
-        return Volume(read_voxels(stream, shape, stored, out_dtype, decode), affine)
+        window = _window(header) if kind == "ct" else None
+        return Volume(read_voxels(stream, shape, stored, out_dtype, decode), affine, window)
 
 
 def _read_header(stream: BufferedIOBase) -> Any:
@@ -107,6 +110,14 @@ def _scaling(header: Any) -> tuple[float, float]:
     return (1.0 if slope is None else float(slope)), (0.0 if inter is None else float(inter))
 
 
+def _window(header: Any) -> Window | None:
+    """The display range (`cal_min`, `cal_max`, in scaled values), which is 0 and 0 where none is meant."""
+    low, high = float(header["cal_min"]), float(header["cal_max"])
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        return None
+    return Window(level=(low + high) / 2, width=high - low)
+
+
 def write_nifti(volume: Volume, stream: IO[bytes], *, compress: bool) -> None:
     """Write NIfTI-1 with the affine as sform, and as qform too where its axes are at right angles."""
     from nibabel.nifti1 import Nifti1Header
@@ -125,6 +136,8 @@ def write_nifti(volume: Volume, stream: IO[bytes], *, compress: bool) -> None:
         header.set_qform(volume.affine, SCANNER_CODE)
     header.set_sform(volume.affine, SCANNER_CODE)
     header.set_slope_inter(1.0, 0.0)
+    if volume.window is not None:
+        header["cal_min"], header["cal_max"] = volume.window.low, volume.window.high
     header["vox_offset"] = FIRST_VOXEL
     no_extensions = bytes(FIRST_VOXEL - NIFTI1_BYTES)
     write_voxels(stream, voxels, header=header.binaryblock + no_extensions, compress=compress)

@@ -1,0 +1,461 @@
+"""Labels saved over HTTP, and the index of the store under threads, processes and full disks."""
+
+import errno
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+from tiny_images import AFFINES, SHAPE, ct
+
+from polycl.labels.library import Library, final_labels
+from polycl.monailabel.store import IMAGE_PATTERNS, LocalStore
+from polycl.settings import Settings
+from polycl.volume import Volume, read_volume, write_volume
+
+pytestmark = pytest.mark.app
+
+LIVER_SPLEEN = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]
+
+
+def painted(*slices: int, value: int = 1) -> np.ndarray:
+    voxels = np.zeros(SHAPE, np.uint8)
+    voxels[3:9, 2:9, list(slices)] = value
+    return voxels
+
+
+def save(
+    client: TestClient,
+    label: Volume | np.ndarray,
+    folder: Path,
+    image: str = "lps",
+    *,
+    name: str = "label.nii.gz",
+    tag: str | None = None,
+    **params: Any,
+) -> Any:
+    volume = label if isinstance(label, Volume) else Volume(label, AFFINES[image])
+    write_volume(volume, folder / name, names=params.pop("names", None))
+    params = {"label_info": LIVER_SPLEEN, "client_id": "user-xyz"} | params
+    return client.put(
+        "/datastore/label",
+        params={"image": image} | ({"tag": tag} if tag else {}),
+        data={"params": json.dumps(params)},
+        files={"label": (name, (folder / name).read_bytes())},
+    )
+
+
+def stored(studies: Path, image: str = "lps", tag: str = "final") -> np.ndarray:
+    found = Library(studies).current(image, tag)
+    assert found is not None
+    label = read_volume(studies / "labels" / tag / found.record.file, kind="label")
+    assert read_volume(found.image).same_grid(label)
+    return np.asarray(label.voxels)
+
+
+def reason(response: Any, status: int) -> str:
+    assert response.status_code == status, response.text
+    detail = response.json()["detail"]
+    assert isinstance(detail, str)
+    assert "\n" not in detail
+    assert "/tmp" not in detail
+    return detail
+
+
+def test_as_slicer_saves(client: TestClient, studies: Path, tmp_path: Path) -> None:
+    names = [{"name": "spleen", "idx": 4}, {"name": "cyst", "idx": 7}, {"name": "liver", "idx": 9}]
+    label = painted(1, 2) + painted(4, value=2)
+    answer = save(client, label, tmp_path, name="tmp123.nrrd", label_info=names)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["image"], told["label"]) == ("lps", "lps")
+    assert told["labels"] == {"spleen": 2, "cyst": 3, "liver": 1}
+    assert told["unknown"] == ["cyst"]
+    assert told["known"] == {"spleen": [[1, 3]], "cyst": [[4, 5]]}
+    assert any("cyst" in note for note in told["notes"])
+    assert np.array_equal(stored(studies), painted(1, 2, value=2) + painted(4, value=3))
+    info = client.get("/datastore/label/info?label=lps&tag=final").json()
+    assert [entry["name"] for entry in info["label_info"]] == ["liver", "spleen", "cyst"]
+    assert info["name"] == "lps.nrrd"
+    assert info["record"]["annotator"] == "user-xyz"
+    assert info["record"]["version"] == told["version"]
+    back = client.get("/datastore/label?label=lps&tag=final")
+    assert back.content == (studies / "labels" / "final" / "lps.nrrd").read_bytes()
+    assert client.get("/datastore/?output=train").json()[0]["label"].endswith("lps.nrrd")
+
+
+@pytest.mark.parametrize("image", ["ras", "swapped", "oblique"])
+def test_a_cropped_segmentation_becomes_whole(client: TestClient, studies: Path, tmp_path: Path, image: str) -> None:
+    whole = np.zeros(SHAPE, np.uint8)
+    whole[5:13, 2:11, 1:4] = np.random.default_rng(1).integers(0, 3, (8, 9, 3))
+    whole[5, 2, 1] = whole[12, 10, 3] = 2
+    shift = np.eye(4)
+    shift[:3, 3] = (5, 2, 1)
+    box = Volume(whole[5:13, 2:11, 1:4], AFFINES[image] @ shift).canonical()
+    params = {"names": {"Gallbladder": 1, "liver": 2}, "label_info": LIVER_SPLEEN}
+    answer = save(client, box, tmp_path, image, name="tmp.seg.nrrd", **params)
+    assert answer.json()["labels"] == {"Gallbladder": 3, "liver": 1}
+    expected = np.zeros(SHAPE, np.uint8)
+    expected[whole == 1], expected[whole == 2] = 3, 1
+    assert np.array_equal(stored(studies, image), expected)
+
+
+def test_layers_of_a_segmentation_are_merged_and_what_was_sent_is_kept(
+    client: TestClient, studies: Path, tmp_path: Path
+) -> None:
+    import nrrd
+
+    layers = np.stack([painted(1, 2, 3), painted(2)])
+    affine = AFFINES["lps"]
+    directions = np.vstack([[np.nan] * 3, (np.diag([-1, -1, 1]) @ affine[:3, :3]).T])
+    header = {
+        "space": "left-posterior-superior",
+        "kinds": ["list", "domain", "domain", "domain"],
+        "space directions": directions,
+        "space origin": np.array([-1, -1, 1]) * affine[:3, 3],
+        "Segment0_ID": "S1",
+        "Segment0_Name": "liver",
+        "Segment0_Layer": "0",
+        "Segment0_LabelValue": "1",
+        "Segment1_ID": "S2",
+        "Segment1_Name": "tumour",
+        "Segment1_Layer": "1",
+        "Segment1_LabelValue": "1",
+    }
+    nrrd.write(str(tmp_path / "l.seg.nrrd"), layers, header, custom_field_map={k: "string" for k in header if "_" in k})
+    data = (tmp_path / "l.seg.nrrd").read_bytes()
+    query, files = {"image": "lps", "tag": "layers"}, {"label": ("l.seg.nrrd", data)}
+    answer = client.put("/datastore/label", params=query, files=files)
+    assert answer.json()["labels"] == {"liver": 1, "tumour": 3}
+    expected = painted(1, 2, 3)
+    expected[painted(2) > 0] = 3
+    assert np.array_equal(stored(studies, "lps", "layers"), expected)
+    (sent,) = (studies / "label_versions" / "layers" / "lps").glob("*/sent.seg.nrrd")
+    assert sent.read_bytes() == data
+
+
+def test_a_label_made_from_a_reply_is_known_everywhere(client: TestClient, studies: Path, tmp_path: Path) -> None:
+    image = "oblique"
+    file = client.post(f"/infer/tiny?image={image}&output=image", data={"params": '{"result_extension": ".nrrd"}'})
+    (tmp_path / "reply.nrrd").write_bytes(file.content)
+    label = read_volume(tmp_path / "reply.nrrd", kind="label")
+    told = save(client, label, tmp_path, image).json()
+    assert told["known"] == {"liver": "all", "spleen": "all"}
+    record = client.get(f"/datastore/label/info?label={image}&tag=final").json()["record"]
+    assert record["model"]["name"] == "tiny"
+    assert len(record["model"]["sha256"]) == 64
+    assert 0 <= record["seconds"] < 600
+    one = np.where(np.arange(SHAPE[2]) == 3, label.voxels, 0).astype(np.uint8)
+    known = save(client, one, tmp_path, image).json()["known"]
+    assert known.get("liver") == [[3, 4]]
+
+
+def test_how_long_it_took_since_it_was_handed_out(client: TestClient, tmp_path: Path) -> None:
+    sample = client.post("/activelearning/first", json={"client_id": "ann"}).json()["id"]
+    image = Volume(painted(1), AFFINES.get(sample, AFFINES["lps"]))
+    if sample in AFFINES:
+        assert save(client, image, tmp_path, sample, client_id="ann").status_code == 200
+        record = client.get(f"/datastore/label/info?label={sample}&tag=final").json()["record"]
+        assert 0 <= record["seconds"] < 600
+        assert record["annotator"] == "ann"
+
+
+def test_an_empty_label(client: TestClient, studies: Path, tmp_path: Path) -> None:
+    save(client, painted(1), tmp_path, "las_down")
+    before = stored(studies, "las_down")
+    assert "complete" in reason(save(client, painted(), tmp_path, "las_down"), 422)
+    assert np.array_equal(stored(studies, "las_down"), before)
+    told = save(client, painted(), tmp_path, "las_down", complete=["liver"]).json()
+    assert told["known"] == {"liver": "all"}
+    marked = [*LIVER_SPLEEN, {"name": "complete"}]
+    assert save(client, painted(), tmp_path, "las_down", label_info=marked).json()["known"] == {
+        "liver": "all",
+        "spleen": "all",
+    }
+
+
+def test_marked_complete_afterwards(client: TestClient, tmp_path: Path) -> None:
+    save(client, painted(1), tmp_path, tag="marked")
+
+    def mark(value: Any) -> Any:
+        query = {"label": "lps", "tag": "marked"}
+        return client.put("/datastore/label/info", params=query, data={"info": json.dumps({"complete": value})})
+
+    def known() -> Any:
+        return client.get("/datastore/label/info?label=lps&tag=marked").json()["record"]["known"]
+
+    assert mark(["liver"]).status_code == 200
+    assert known() == {"liver": "all"}
+    assert mark(True).status_code == 200
+    assert known() == {"liver": "all", "spleen": "all"}
+    assert mark(False).status_code == 200
+    assert known() == {"liver": [[1, 2]]}
+    assert "aorta" in reason(mark(["aorta"]), 404)
+    reason(mark("yes"), 422)
+
+
+@pytest.mark.parametrize(
+    ("params", "word"),
+    [
+        ({"label_info": ["liver"]}, "label_info"),
+        ({"label_info": 5}, "label_info"),
+        ({"complete": "yes"}, "complete"),
+        ({"seconds": "long"}, "seconds"),
+        ({"client_id": 5}, "client_id"),
+        ({"client_id": "x" * 201}, "client_id"),
+        ({"label_info": [{"name": "x" * 201}]}, "name"),
+        ({"label_info": [{"name": "complete"}]}, "empty"),
+    ],
+)
+def test_params_that_make_no_sense(
+    client: TestClient, studies: Path, tmp_path: Path, params: dict[str, Any], word: str
+) -> None:
+    versions = len(Library(studies).versions("ras"))
+    assert word in reason(save(client, painted(1), tmp_path, "ras", **params), 422)
+    assert len(Library(studies).versions("ras")) == versions
+
+
+def test_two_annotators_at_once(client: TestClient, studies: Path, tmp_path: Path) -> None:
+    answers: list[Any] = []
+
+    def work(number: int) -> None:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        answers.append(save(client, painted(number), folder, tag="both", client_id=f"user-{number}"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200] * 5
+    versions = Library(studies).versions("lps", "both")
+    assert sorted(record.annotator for record in versions) == [f"user-{number}" for number in range(5)]
+    assert np.array_equal(stored(studies, "lps", "both"), painted(int(versions[-1].annotator[-1])))
+    info = client.get("/datastore/label/info?label=lps&tag=both").json()
+    assert info["version"] == info["record"]["version"] == 5
+    assert info["client_id"] == versions[-1].annotator
+
+
+def test_a_deleted_label_can_be_had_again(client: TestClient, studies: Path, tmp_path: Path) -> None:
+    version = save(client, painted(2), tmp_path, "swapped").json()["version"]
+    assert client.delete("/datastore/label?id=swapped&tag=final").status_code == 200
+    assert "final" not in client.get("/datastore/?output=all").json()["objects"]["swapped"]["labels"]
+    assert client.delete("/datastore/label?id=swapped&tag=final").status_code == 404
+    Library(studies).restore("swapped", version)
+    assert np.array_equal(stored(studies, "swapped"), painted(2))
+    deadline = time.monotonic() + 20
+    while "final" not in client.get("/datastore/?output=all").json()["objects"]["swapped"]["labels"]:
+        assert time.monotonic() < deadline, "the server did not notice"
+        time.sleep(0.1)
+    assert client.get("/datastore/label/info?label=swapped&tag=final").json()["version"] == version + 1
+
+
+def test_an_image_that_is_deleted_leaves_the_versions(client: TestClient, studies: Path, tmp_path: Path) -> None:
+    write_volume(Volume(ct(5), AFFINES["lps"]), tmp_path / "image.nii.gz")
+    data = (tmp_path / "image.nii.gz").read_bytes()
+    assert client.put("/datastore/image", params={"image": "short"}, files={"file": ("i.nii.gz", data)}).is_success
+    label = Volume(painted(1), AFFINES["lps"])
+    assert save(client, label, tmp_path, "short").status_code == 200
+    assert client.delete("/datastore/image?id=short").status_code == 200
+    assert "short" not in client.get("/datastore/?output=all").json()["objects"]
+    assert [record.version for record in Library(studies).versions("short")] == [1]
+
+
+def test_a_full_disk(client: TestClient, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(client, painted(2), tmp_path, tag="full")
+    before = stored(studies, "lps", "full")
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "disk of the server is full" in reason(save_sent(client, painted(3), tmp_path, "full"), 507)
+    monkeypatch.setattr(os, "fsync", real)
+    assert np.array_equal(stored(studies, "lps", "full"), before)
+    assert save(client, painted(3), tmp_path, tag="full").status_code == 200
+
+
+def save_sent(client: TestClient, label: np.ndarray, folder: Path, tag: str) -> Any:
+    """Save a label whose file needs no disk that works."""
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(label, AFFINES["lps"]), folder / "sent.nii.gz")
+    data = (folder / "sent.nii.gz").read_bytes()
+    return client.put("/datastore/label", params={"image": "lps", "tag": tag}, files={"label": ("l.nii.gz", data)})
+
+
+def test_what_follows_a_save_does_not_fail_it(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from monailabel.interfaces.utils.app import app_instance
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no trainer")
+
+    monkeypatch.setattr(app_instance(), "on_save_label", broken)
+    assert save(client, painted(1), tmp_path, tag="hook").status_code == 200
+    assert "what follows a save failed" in caplog.text
+
+
+def test_a_models_reply_in_the_store_is_no_final_label(client: TestClient, studies: Path, settings: Settings) -> None:
+    params = json.dumps({"save_label": True, "label_tag": "final", "result_extension": ".nrrd"})
+    client.post("/infer/tiny?image=swapped", data={"params": params})
+    record = client.get("/datastore/label/info?label=swapped&tag=final").json()["record"]
+    assert (record["source"], record["model"]["name"]) == ("model", "tiny")
+    assert "swapped" not in [label.image_id for label in final_labels(studies)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        write_volume(Volume(ct(0), AFFINES["lps"]), tmp_path / f"{name}.nii.gz")
+    return tmp_path
+
+
+def local(folder: Path) -> LocalStore:
+    return LocalStore(str(folder), extensions=IMAGE_PATTERNS)
+
+
+def keep(store: LocalStore, label: np.ndarray, image: str = "a", who: str = "ann") -> None:
+    path = store.folder.parent / f"{who}-{image}.nii.gz"
+    write_volume(Volume(label, AFFINES["lps"]), path)
+    store.keep_label(image, "final", store.sent(path, {"label_info": LIVER_SPLEEN}, annotator=who))
+
+
+def noted(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "datastore_v2.json").read_bytes())["objects"])
+
+
+def test_what_another_process_noted_is_kept(folder: Path) -> None:
+    one, two = local(folder), local(folder)
+    keep(one, painted(1), "a")
+    keep(two, painted(2), "b")
+    one.update_image_info("b", {"seen": 1})
+    two.update_image_info("a", {"seen": 2})
+    objects = noted(folder)
+    assert [objects[name]["image"]["info"]["seen"] for name in "ab"] == [2, 1]
+    assert [objects[name]["labels"]["final"]["info"]["version"] for name in "ab"] == [1, 1]
+    assert one.get_labels_by_image_id("b") == {"final": "b"}
+    one.add_image("c", str(folder / "a.nii.gz"), {})
+    two.add_image("d", str(folder / "a.nii.gz"), {})
+    assert set(noted(folder)) == {"a", "b", "c", "d"}
+    one.update_label_info("b", "final", {"seen": 3})
+    two.remove_label("a", "final")
+    objects = noted(folder)
+    assert objects["a"]["labels"] == {}
+    assert objects["b"]["labels"]["final"]["info"]["seen"] == 3
+
+
+def child(work: Callable[[], object]) -> int:
+    """Run `work` in a process of its own; the process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def test_many_processes_and_threads(folder: Path) -> None:
+    local(folder)
+
+    def work(number: int) -> None:
+        store = local(folder)
+        for turn in range(6):
+            store.update_image_info("a", {f"{number}-{turn}": turn})
+
+    children = [child(lambda number=number: work(number)) for number in range(3)]  # type: ignore[misc]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+    info = noted(folder)["a"]["image"]["info"]
+    assert {f"{number}-{turn}" for number in range(6) for turn in range(6)} <= set(info)
+
+
+def test_killed_while_the_index_is_written(folder: Path) -> None:
+    store = local(folder)
+    for turn in range(12):
+        keep(store, painted(turn % 7), "a")
+
+        def work() -> None:
+            mine = local(folder)
+            for number in range(10_000):
+                mine.update_image_info("b", {"number": number})
+
+        pid = child(work)
+        time.sleep(0.01 + 0.013 * turn)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert set(noted(folder)) == {"a", "b"}
+        assert local(folder).get_label_info("a", "final")["record"]["version"] == turn + 1
+    assert not list(folder.glob("*.damaged-*"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 40, 200])
+def test_a_truncated_index_is_made_anew_with_what_is_known_of_labels(folder: Path, size: int) -> None:
+    keep(local(folder), painted(1), "a", who="bea")
+    index = folder / "datastore_v2.json"
+    index.write_bytes(index.read_bytes()[:size])
+    store = local(folder)
+    assert sorted(store.list_images()) == ["a", "b"]
+    info = store.get_label_info("a", "final")
+    assert [entry["name"] for entry in info["label_info"]] == ["liver", "spleen"]
+    assert (info["client_id"], info["version"], info["record"]["annotator"]) == ("bea", 1, "bea")
+
+
+def test_an_index_that_is_behind_the_labels(folder: Path) -> None:
+    store = local(folder)
+    keep(store, painted(1), "a")
+    index = (folder / "datastore_v2.json").read_bytes()
+    keep(store, painted(2), "a", who="bea")
+    (folder / "datastore_v2.json").write_bytes(index)  # as after a kill between label and index
+    assert local(folder).get_label_info("a", "final")["client_id"] == "bea"
+
+
+def test_a_full_disk_and_the_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from polycl.errors import StorageError
+    from polycl.monailabel import store as module
+
+    store = local(folder)
+    store.update_image_info("a", {"seen": 1})
+
+    def full(path: Path) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "replacing", full)
+        with pytest.raises(StorageError, match="full"):
+            store.update_image_info("a", {"seen": 2})
+        keep(store, painted(1), "a")  # the label itself found room
+        assert store.get_labels_by_image_id("a") == {"final": "a"}
+    assert noted(folder)["a"]["image"]["info"]["seen"] == 1
+    store.update_image_info("b", {"seen": 3})
+    assert noted(folder)["a"]["labels"]["final"]["info"]["version"] == 1
+    assert noted(folder)["b"]["image"]["info"]["seen"] == 3
+
+
+def test_the_values_of_a_reply_stay_those_of_its_names(folder: Path) -> None:
+    from polycl.monailabel.store import LabelRules
+
+    store = LocalStore(str(folder), rules=LabelRules(known={"liver": 1, "spleen": 2}))
+    path = folder.parent / "reply.nii.gz"
+    write_volume(Volume(painted(2), AFFINES["lps"]), path)
+    store.save_label("a", str(path), "original", {"params": {"label_names": {"spleen": 1}}})
+    info = store.get_label_info("a", "original")
+    assert info["record"]["labels"] == {"spleen": 1}
+    assert info["label_info"] == [{"name": "spleen", "idx": 1}]
+    assert np.array_equal(stored(folder, "a", "original"), painted(2))
