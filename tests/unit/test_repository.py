@@ -28,7 +28,7 @@ IMPORTERS = {
     "monailabel": ("apps/", "lib/polycl/monailabel/", "lib/polycl/server/"),
     "sam2": ("lib/polycl/sam/", "lib/polycl/propagate/"),
     "segment_anything": ("lib/polycl/sam/",),
-    "onnxruntime": ("lib/polycl/sam/",),
+    "onnxruntime": ("lib/polycl/sam/", "lib/polycl/propagate/training/"),
 }
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".npy", ".npz")

@@ -1,0 +1,148 @@
+"""Propagation of one reference mask on an organ's middle slice, on real CT that trained no model of ours.
+
+Beside the Dice in 3D: what was found beyond the organ's own ends, as a share of its volume, and seconds. For some
+organs also from a shaky seed (eroded, dilated, shifted by 3 mm; the worst counts) and from two seeds, a quarter from
+each end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from polycl.dataset import find_cases
+from polycl.errors import ModelError
+from polycl.metrics import dice
+from polycl.propagate.engine import VideoEngine
+from polycl.propagate.loading import DEFAULT, load_propagator
+from polycl.propagate.seeds import Seed
+from polycl.propagate.session import Propagation
+from polycl.settings import Settings
+from polycl.volume import Volume
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHAKE_MM = 3.0
+HEAD_AND_NECK_TEST = 30
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Organ:
+    """An organ by its ids in a data set's label maps, and the Dice to reach; `varied` organs get other seeds too."""
+
+    name: str
+    ids: tuple[int, ...]
+    least: float
+    varied: bool = False
+
+
+TABLE: dict[str, tuple[str, tuple[Organ, ...]]] = {
+    "chaos": ("chaos_03", (Organ("liver", (1,), 0.94, True),)),
+    "lits": ("lits_08 lits_09 lits_10", (Organ("liver", (1, 2), 0.94),)),
+    "ircad": (
+        "ircad_01",
+        (
+            Organ("right kidney", (4,), 0.93, True),
+            Organ("left kidney", (3,), 0.93, True),
+            Organ("spleen", (2,), 0.90, True),
+        ),
+    ),
+    "totalseg": (
+        "totalseg_example",
+        (
+            Organ("liver", (40,), 0.88, True),
+            Organ("spleen", (77,), 0.88, True),
+            Organ("left kidney", (38,), 0.88),
+            Organ("right kidney", (39,), 0.88),
+        ),
+    ),
+    "openkbp": (
+        "last",
+        (
+            Organ("mandible", (7,), 0.80),
+            Organ("brainstem", (1,), 0.80),
+            Organ("right parotid", (3,), 0.80),
+            Organ("left parotid", (4,), 0.80),
+        ),
+    ),
+}
+"""By data set: its cases, and the organs in each."""
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure, print a line for each organ and return the figures; no figures without the data or the weights."""
+    if not DATA.is_dir():
+        print("propagation_accuracy: not measured, it needs the real CT in ../shared/data")  # noqa: T201
+        return {}
+    try:
+        engine = load_propagator(DEFAULT, settings)
+    except ModelError as error:
+        print(f"propagation_accuracy: not measured, {error.in_full()}")  # noqa: T201
+        return {}
+    figures: dict[str, Any] = {}
+    for folder, (names, organs) in TABLE.items():
+        for organ in organs:
+            rows = [_row(image, mask, organ, engine) for image, mask in _cases(folder, names, organ)]
+            if not rows:
+                continue
+            means = {key: float(np.mean([row[key] for row in rows if key in row])) for key in rows[0]}
+            figures[f"{folder} {organ.name}"] = means | {"least": organ.least, "volumes": len(rows)}
+            others = "".join(f", {key} {means[key]:.3f}" for key in ("shaky", "two seeds") if key in means)
+            print(  # noqa: T201
+                f"{folder} {organ.name} ({len(rows)}): Dice {means['dice']:.3f} (at least {organ.least:.2f}){others}, "
+                f"beyond its ends {means['beyond']:.1%}, {means['seconds']:.1f} s"
+            )
+    return figures
+
+
+def _cases(folder: str, names: str, organ: Organ) -> Iterator[tuple[Volume, Mask]]:
+    """Canonical images that hold the organ, with its mask."""
+    cases = find_cases(DATA / folder)
+    chosen = cases[-HEAD_AND_NECK_TEST:] if names == "last" else [case for case in cases if case.name in names.split()]
+    for case in chosen:
+        image, label = case.read()
+        if label is not None and (mask := np.isin(label.voxels, organ.ids)).any():
+            yield image, mask
+
+
+def _row(image: Volume, reference: Mask, organ: Organ, engine: VideoEngine) -> dict[str, float]:
+    slices = np.flatnonzero(reference.any(axis=(0, 1)))
+    middle = int(slices[len(slices) // 2])
+    start = time.perf_counter()
+    found = _propagated(image, engine, {middle: reference[:, :, middle]})
+    row = {"dice": _dice(found, reference), "seconds": time.perf_counter() - start}
+    beyond = found.copy()
+    beyond[:, :, slices[0] : slices[-1] + 1] = False
+    row["beyond"] = float(beyond.sum() / reference.sum())
+    if organ.varied:
+        seeds = _shaken(reference[:, :, middle], image.spacing)
+        row["shaky"] = min(_dice(_propagated(image, engine, {middle: seed}), reference) for seed in seeds)
+        two = [int(slices[int(len(slices) * share)]) for share in (0.25, 0.75)]
+        row["two seeds"] = _dice(_propagated(image, engine, {z: reference[:, :, z] for z in two}), reference)
+    return row
+
+
+def _propagated(image: Volume, engine: VideoEngine, seeds: dict[int, Mask]) -> Mask:
+    session = Propagation(image, engine)
+    session.put(1, {z: Seed(mask) for z, mask in seeds.items()})
+    return np.asarray(session.run().canonical().voxels == 1)
+
+
+def _dice(found: Mask, reference: Mask) -> float:
+    score = dice(found, reference)
+    return 0.0 if score is None else score
+
+
+def _shaken(mask: Mask, spacing: tuple[float, float, float]) -> list[Mask]:
+    """The mask made smaller and larger by `SHAKE_MM`, and moved by that to one side and to the back."""
+    inside = ndimage.distance_transform_edt(mask, spacing[:2]) > SHAKE_MM
+    outside = ndimage.distance_transform_edt(~mask, spacing[:2]) <= SHAKE_MM
+    moved = np.roll(mask, [round(SHAKE_MM / mm / 2**0.5) for mm in spacing[:2]], axis=(0, 1))
+    return [one for one in (inside, outside, moved) if one.any()]

@@ -1,0 +1,244 @@
+"""`polycl propagate`: from a few annotated slices to the volume."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from polycl.cli import options
+from polycl.errors import InputError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from polycl.propagate.header import FrameConfig
+    from polycl.propagate.parameters import PropagateParameters
+    from polycl.propagate.seeds import Choice, Found
+    from polycl.propagate.session import Roi
+    from polycl.settings import Settings
+    from polycl.volume import Volume
+
+DEFAULT_MODEL = "polycl-sam2-ct"
+
+Label = Annotated[
+    list[str] | None,
+    typer.Option(help="Propagate only this label: an id, a segment's name, or ID=NAME to name it; may be repeated."),
+]
+SeedSlice = Annotated[
+    str,
+    typer.Option(
+        help="Which slices of LABELS are seeds: all that are not empty; auto, the largest of each label; middle; or a "
+        "slice's index in the image."
+    ),
+]
+SeedFile = Annotated[
+    Path, typer.Option("--seed", help="LABELS: a label map on the grid of IMAGE, its annotated slices not empty.")
+]
+Model = Annotated[str, typer.Option(help="A SAM 2 of the catalogue (see polycl models list), or a .safetensors file.")]
+Size = Annotated[int | None, typer.Option(help="Pixels a side that the model sees, a multiple of 32.")]
+Window = Annotated[
+    str | None,
+    typer.Option(help="Another window: soft-tissue, lung, bone, brain, header (the image's own), or LEVEL,WIDTH."),
+]
+Box = Annotated[
+    str | None, typer.Option("--roi", help="Stay within i0,i1,j0,j1,k0,k1: voxels of the image, the ends left out.")
+]
+Guide = Annotated[
+    str | None, typer.Option(help="A segmenter that helps to tell where the labels that it knows by name end.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A parameter of the propagation, as NAME=VALUE; may be repeated.")
+]
+
+
+def propagate(
+    image: options.Image,
+    seed: SeedFile,
+    output: options.Output,
+    label: Label = None,
+    model: Model = DEFAULT_MODEL,
+    seed_slice: SeedSlice = "all",
+    size: Size = None,
+    window: Window = None,
+    roi: Box = None,
+    guide: Guide = None,
+    parameter: Set = None,
+    series: options.Series = None,
+    any_values: options.AnyValues = False,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    as_json: options.Json = False,
+) -> None:
+    """Carry the annotated slices of LABELS through IMAGE, in both directions, to where each label ends.
+
+    Slices that are annotated stay as they are. Only axial slices count as annotated: what is painted on sagittal or
+    coronal ones is taken as points.
+    """
+    how = parameters(parameter)
+    settings = options.settings(device, precision)
+    from polycl.propagate.loading import load_propagator
+    from polycl.propagate.session import Propagation
+    from polycl.volume import require_writable, write_volume
+
+    require_writable(output)
+    clock = [time.perf_counter()]
+    volume = options.read_image(image, settings, series, any_values)
+    found, names = _seeds(seed, volume, label, seed_slice, how.labels, settings)
+    box = None if roi is None else parse_roi(roi, volume)
+    clock.append(time.perf_counter())
+    engine = load_propagator(model, settings, size=size)
+    known = {} if guide is None else _guide(guide, volume, names, settings)
+    clock.append(time.perf_counter())
+    frames = _frames(engine.frames, window, volume)
+    session = Propagation(volume, engine, parameters=how, frames=frames, roi=box, guide=known)
+    session.put_found(found)
+    with options.progress("Propagating slices") as report:
+        result = session.run(report)
+    clock.append(time.perf_counter())
+    named = {names.get(index, f"Segment {index}"): index for index in sorted(found.seeds)}
+    write_volume(result, output, names=named)
+    clock.append(time.perf_counter())
+    millilitres = {name: round(result.millilitres(result.voxels == index), 2) for name, index in named.items()}
+    if as_json:
+        stages = ("read", "load", "propagate", "write")
+        seconds = {stage: round(b - a, 3) for stage, a, b in zip(stages, clock[:-1], clock[1:], strict=True)}
+        counts = {name: len(found.seeds[index]) for name, index in named.items()}
+        done = {"output": str(output), "model": engine.name, "labels": named, "seed_slices": counts}
+        options.print_json(done | {"volumes_ml": millilitres, "seconds": seconds})
+    else:
+        organs = ", ".join(f"{name} {ml:.0f} ml" for name, ml in millilitres.items())
+        typer.echo(f"{output}: {organs} ({clock[-1] - clock[0]:.1f} s)")
+
+
+def _seeds(
+    path: Path, volume: Volume, given: list[str] | None, choice: str, most: int, settings: Settings
+) -> tuple[Found, dict[int, str]]:
+    """The seeds in the label map at `path`, and the names of ids that have one."""
+    from polycl.propagate.seeds import from_labels
+    from polycl.volume import read_segments, read_volume
+
+    labels = read_volume(path, kind="label", max_voxels=settings.max_voxels)
+    volume.require_same_grid(labels, f"{path.name}:")
+    ids, names = wanted(given, read_segments(path))
+    found = from_labels(labels, ids, seed_choice(choice, volume), most=most)
+    for note in found.notes:
+        typer.echo(f"polycl: {note}", err=True)
+    return found, names
+
+
+def parameters(given: list[str] | None) -> PropagateParameters:
+    """The parameters of `--set NAME=VALUE`; InputError for what cannot be used."""
+    import json
+
+    from polycl.propagate.parameters import PropagateParameters
+
+    values: dict[str, Any] = {}
+    for item in given or []:
+        name, equals, text = item.partition("=")
+        if not equals:
+            known = ", ".join(PropagateParameters.model_fields)
+            raise InputError(f"--set {item!r} must be NAME=VALUE; names are {known}")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return PropagateParameters(**values)
+
+
+def wanted(given: list[str] | None, segments: Mapping[str, int]) -> tuple[list[int] | None, dict[int, str]]:
+    """Ids of `--label`, None for all, and the names of ids that have one.
+
+    Raises InputError for what is no label, NotFoundError for the name of no segment.
+    """
+    names = {index: name for name, index in segments.items()}
+    ids: list[int] = []
+    for text in given or ():
+        number, equals, name = text.partition("=")
+        if number.isascii() and number.isdigit():
+            index = int(number)
+            if equals and name:
+                names[index] = name
+        elif text in segments:
+            index = segments[text]
+        else:
+            there = f"; its segments are {', '.join(segments)}" if segments else "; its labels have no names, only ids"
+            raise NotFoundError(f"the seed has no label {text!r}{there}")
+        if not 0 < index < 256:
+            raise InputError(f"{text!r} is no label; ids are 1 to 255")
+        ids += [index] if index not in ids else []
+    return ids or None, names
+
+
+def seed_choice(text: str, volume: Volume) -> Choice:
+    """`--seed-slice`, an index in the image as a canonical one; InputError for anything else."""
+    if text in ("all", "auto", "middle"):
+        return cast("Choice", text)
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"--seed-slice {text!r} is none of all, auto, middle, or the index of a slice")
+    import numpy as np
+
+    from polycl.volume import from_canonical_index, to_canonical_index
+
+    # The own axis that runs through axial slices is the one along which canonical z changes.
+    step = np.diff(from_canonical_index([[0, 0, 0], [0, 0, 1]], volume.shape, volume.affine), axis=0)[0]
+    axis, index = int(np.flatnonzero(step)[0]), int(text)
+    if index >= volume.shape[axis]:
+        raise InputError(f"--seed-slice {index}: the axial slices of the image are 0 to {volume.shape[axis] - 1}")
+    own = np.zeros(3, dtype=int)
+    own[axis] = index
+    return int(to_canonical_index(own, volume.shape, volume.affine)[2])
+
+
+def parse_roi(text: str, volume: Volume) -> Roi:
+    """`--roi` as a canonical box; InputError unless it is six whole numbers."""
+    import numpy as np
+
+    from polycl.volume import to_canonical_index
+
+    try:
+        ends = np.array([int(part) for part in text.split(",")]).reshape(3, 2)
+    except ValueError:
+        raise InputError(f"--roi {text!r} must be six whole numbers: i0,i1,j0,j1,k0,k1") from None
+    ends.sort(axis=1)
+    if (ends[:, 0] == ends[:, 1]).any():
+        raise InputError(f"--roi {text!r} has no volume; the ends are left out")
+    corners = to_canonical_index(np.stack([ends[:, 0], ends[:, 1] - 1]), volume.shape, volume.affine)
+    low, high = corners.min(axis=0), corners.max(axis=0) + 1
+    x0, x1, y0, y1, z0, z1 = (int(value) for pair in zip(low, high, strict=True) for value in pair)
+    return x0, x1, y0, y1, z0, z1
+
+
+def _frames(frames: FrameConfig, window: str | None, volume: Volume) -> FrameConfig:
+    """How the network sees slices, through another window if one is given."""
+    if window is None:
+        return frames
+    from polycl.window import seen_through, window_from
+
+    parts = window.split(",")
+    try:
+        choice = window_from([float(part) for part in parts] if len(parts) == 2 else window)
+    except ValueError:
+        choice = window_from(window)
+    return frames.model_copy(update={"windows": (seen_through(choice, volume.window),)})
+
+
+def _guide(name: str, volume: Volume, names: Mapping[int, str], settings: Settings) -> dict[int, Volume]:
+    """By id, where the segmenter called `name` finds the labels that it knows by their names."""
+    from polycl.catalogue import Catalogue
+    from polycl.segmenter import Segmenter
+
+    entry = Catalogue.default(settings).entry(name, "segmenter")
+    segmenter = Segmenter.load(entry.path, sha256=entry.sha256, device=settings.device, precision=settings.precision)
+    known = {index: label for index, label in names.items() if label in segmenter.header.labels}
+    if not known:
+        raise NotFoundError(
+            f"{name} knows none of the labels by name; it knows {', '.join(segmenter.header.labels)}. "
+            "Name a label with --label ID=NAME"
+        )
+    with options.progress("Segmenting slices") as report:
+        result = segmenter.segment(volume, list(known.values()), report)
+    ids = segmenter.header.labels
+    return {index: result.with_voxels(result.voxels == ids[label]) for index, label in known.items()}

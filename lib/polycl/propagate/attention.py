@@ -1,0 +1,84 @@
+"""SAM 2's memory attention on the modules of the `sam2` package, in an order of operations that suits a CPU.
+
+At 1024² it is most of what a slice costs, nearly all of it products of matrices. In bf16 torch's
+own fused attention converts to fp32 on a CPU; plain products of blocks of rows run in bf16 and take half the time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from polycl.propagate.package import MemoryAttention, RoPEAttention
+
+BLOCK = 1 << 21
+"""Weights of attention computed at a time: a block of rows that stays in the processor's cache."""
+
+
+def prepare(module: MemoryAttention, dtype: torch.dtype) -> None:
+    """Let `module`, in place, compute its products in `dtype` and all else in fp32."""
+    for layer in module.layers:
+        for part in (layer.self_attn, layer.cross_attn_image, layer.linear1, layer.linear2):
+            part.to(dtype)
+
+
+def read(
+    module: MemoryAttention,
+    current: torch.Tensor,
+    position: torch.Tensor,
+    memory: torch.Tensor,
+    memory_position: torch.Tensor,
+    pointers: int,
+) -> torch.Tensor:
+    """What `module` makes of a slice's features given memories, float32.
+
+    Args:
+        module: as `prepare` left it, in evaluation mode.
+        current: features of the slices, float32 [B, N, C].
+        position: where its pixels are, [1, N, C].
+        memory: memories of pixels and then `pointers` tokens of pointers, [B, M, C_memory].
+        memory_position: where those are, of the same shape.
+        pointers: tokens at the end that have no place in the image.
+    """
+    dtype = module.layers[0].linear1.weight.dtype
+    keys, values = (memory + memory_position).to(dtype), memory.to(dtype)
+    out = current + 0.1 * position if module.pos_enc_at_input else current
+    for layer in module.layers:
+        inner = layer.norm1(out).to(dtype)
+        out = out + _rotary(layer.self_attn, inner, inner, inner, 0)
+        out = out + _rotary(layer.cross_attn_image, layer.norm2(out).to(dtype), keys, values, pointers)
+        inner = layer.linear1(layer.norm3(out).to(dtype))
+        out = out + layer.linear2(layer.activation(inner)).float()
+    result: torch.Tensor = module.norm(out)
+    return result
+
+
+def _rotary(
+    module: RoPEAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, unplaced: int
+) -> torch.Tensor:
+    """The attention of `module`, which has one head, with rotary positions on all but the last `unplaced` keys."""
+    turns = module.freqs_cis = module.freqs_cis.to(query.device)
+    placed = key.shape[1] - unplaced
+    key = module.k_proj(key)
+    key = torch.cat([_turn(key[:, :placed], turns), key[:, placed:]], dim=1) if unplaced else _turn(key, turns)
+    attended = attend(_turn(module.q_proj(query), turns), key, module.v_proj(value))
+    result: torch.Tensor = module.out_proj(attended).float()
+    return result
+
+
+def _turn(tokens: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Tokens [B, R * N, C] turned by `turns` [N, C / 2], complex, the same for each of R images."""
+    pairs = torch.view_as_complex(tokens.float().reshape(len(tokens), -1, *turns.shape, 2))
+    return torch.view_as_real(pairs * turns).reshape(tokens.shape).to(tokens.dtype)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Softmax attention of [B, N, C] on [B, M, C]."""
+    if query.is_cuda or query.dtype == torch.float32:
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+    scaled, turned = query * query.shape[-1] ** -0.5, key.transpose(1, 2)
+    rows = max(32, BLOCK // (len(query) * key.shape[1]))
+    return torch.cat([torch.bmm(torch.bmm(part, turned).softmax(dim=-1), value) for part in scaled.split(rows, 1)], 1)

@@ -1,0 +1,106 @@
+"""What runs found, put together into one label map."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from polycl.propagate.frames import Box, FrameGrid
+from polycl.propagate.runs import Run
+from polycl.propagate.sweep import Found
+
+LARGEST = 8.0
+"""Logits are clamped to it before they are blended: "absent" is -1024, which no other direction could outvote."""
+SLICES_AT_A_TIME = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Object:
+    """One label's result: logits over the frames of a grid, by slice."""
+
+    label: int
+    grid: FrameGrid
+    logits: Mapping[int, torch.Tensor]
+
+
+def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
+    """One result for each slice: of the run that visited it, or of both, each weighing less the nearer its end is.
+
+    Where only one of two runs that visited a slice found the object there, it is weighed against "absent".
+    """
+    blended: Found = {}
+    visits: dict[int, list[tuple[int, torch.Tensor | None]]] = defaultdict(list)
+    for run, found in runs:
+        for z in run.slices if run.bridges else found:
+            visits[z].append((abs(run.end - z), found.get(z)))
+    for z, parts in visits.items():
+        if len(parts) == 1 and parts[0][1] is not None:
+            blended[z] = parts[0][1].float()
+            continue
+        there = [(weight, part.float().clamp(-LARGEST, LARGEST)) for weight, part in parts if part is not None]
+        if there:
+            absent = sum(weight for weight, part in parts if part is None)
+            total = sum(weight for weight, _ in parts)
+            blended[z] = (torch.stack([weight * part for weight, part in there]).sum(dim=0) - absent * LARGEST) / total
+    return blended
+
+
+def keep_connected(found: Found, seeds: Collection[int], reach: int) -> Found:
+    """`found` without what is not connected, in 3D, to the object on one of the slices `seeds`.
+
+    Pixels up to `reach` apart in the plane count as connected: cross-sections of an oblique tube may not touch.
+    """
+    if not found:
+        return found
+    low, high = min(found), max(found)
+    side = next(iter(found.values())).shape[-1]
+    inside = np.zeros((high - low + 1, side, side), dtype=bool)
+    for z, logits in found.items():
+        inside[z - low] = (logits > 0).numpy()
+    wide = ndimage.binary_dilation(inside, np.ones((1, 3, 3), bool), iterations=reach) if reach else inside
+    components, count = ndimage.label(wide, np.ones((3, 3, 3), bool))
+    kept = np.zeros(count + 1, dtype=bool)
+    for z in seeds:
+        if z in found:
+            kept[components[z - low][inside[z - low]]] = True
+    if kept[1:].all():
+        return found
+    result: Found = {}
+    for z, logits in found.items():
+        dropped = inside[z - low] & ~kept[components[z - low]]
+        result[z] = logits.masked_fill(torch.from_numpy(dropped), -LARGEST) if dropped.any() else logits
+    return result
+
+
+def paint(objects: Collection[Object], out: NDArray[np.uint8]) -> None:
+    """Write `objects` into `out`, canonical [X, Y, Z] and 0: each voxel to the label with the highest logit above 0."""
+    slices = sorted({z for one in objects for z in one.logits})
+    for start in range(0, len(slices), SLICES_AT_A_TIME):
+        part = slices[start : start + SLICES_AT_A_TIME]
+        planes: dict[int, list[tuple[int, Box, NDArray[np.float32]]]] = defaultdict(list)
+        for one in objects:
+            here = [z for z in part if z in one.logits]
+            if here:
+                restored = one.grid.restore(torch.stack([one.logits[z].float() for z in here]))
+                for z, plane in zip(here, restored, strict=True):
+                    planes[z].append((one.label, one.grid.box, plane))
+        for z, candidates in planes.items():
+            _paint_slice(out[:, :, z], candidates)
+
+
+def _paint_slice(out: NDArray[np.uint8], candidates: list[tuple[int, Box, NDArray[np.float32]]]) -> None:
+    if len(candidates) == 1:
+        label, (x0, x1, y0, y1), logits = candidates[0]
+        out[x0:x1, y0:y1][logits > 0] = label
+        return
+    best = np.zeros(out.shape, dtype=np.float32)
+    for label, (x0, x1, y0, y1), logits in candidates:
+        wins = logits > best[x0:x1, y0:y1]
+        out[x0:x1, y0:y1][wins] = label
+        best[x0:x1, y0:y1][wins] = logits[wins]

@@ -1,0 +1,82 @@
+"""When a run has left its object: where it is absent for long enough, by several signs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from polycl.propagate.parameters import PropagateParameters
+
+LEAST_SLICES = 2
+"""One slice without the object may be a mistake; so many in a row end a run however thick they are."""
+
+
+@dataclass
+class Ending:
+    """Sees the masks of one run in order and says when to stop.
+
+    A slice counts as absent where the mask is empty, has collapsed to a small share of the largest area seen, or lies
+    elsewhere than the last one that counted. A run stops once slices over `patience` mm, and at least `LEAST_SLICES`,
+    are absent in a row.
+
+    A segmenter that knows the object has a say too: where it finds nothing either, absence costs twice; where it
+    finds the object at the place of the last mask, absence costs nothing; and masks that it contradicts over
+    `patience` mm end the run, and do not count.
+
+    Attributes:
+        how: the parameters.
+        spacing: mm between slices.
+        last: the seed's mask at first, then the last mask that counted; bool [s, s].
+        reach: pixels that a neighbouring cross-section of an oblique tube may be off.
+        bridges: whether the object is known to be at the far end: then the run never stops.
+    """
+
+    how: PropagateParameters
+    spacing: float
+    last: NDArray[np.bool_]
+    reach: int = 0
+    bridges: bool = False
+    kept: list[bool] = field(default_factory=list)
+    """For each slice seen, whether its mask counts."""
+    _largest: int = 0
+    _absent: int = 0
+    _lost: float = 0.0
+    _contradicted: int = 0
+
+    def __post_init__(self) -> None:
+        self._largest = int(self.last.sum())
+
+    def goes_on(self, mask: NDArray[np.bool_], known: NDArray[np.bool_] | None = None) -> bool:
+        """Take the next slice's mask [s, s], and what a segmenter finds there if one knows; whether to go on."""
+        here = self._counts(mask)
+        self.kept.append(here)
+        if not here:
+            self._absent += 1
+            self._lost += self._cost(known)
+            return self.bridges or self._absent < LEAST_SLICES or self._lost < self.how.patience
+        self.last, self._largest = mask, max(self._largest, int(mask.sum()))
+        self._absent, self._lost = 0, 0.0
+        self._contradicted = 0 if known is None or known.any() else self._contradicted + 1
+        so_far = self._contradicted * self.spacing
+        if self.bridges or self._contradicted < LEAST_SLICES or so_far < self.how.patience:
+            return True
+        self.kept[-self._contradicted :] = [False] * self._contradicted
+        return False
+
+    def _cost(self, known: NDArray[np.bool_] | None) -> float:
+        if known is None:
+            return self.spacing
+        if not known.any():
+            return 2 * self.spacing
+        return 0.0 if (known & self.last).any() else self.spacing
+
+    def _counts(self, mask: NDArray[np.bool_]) -> bool:
+        area = int(mask.sum())
+        if area == 0 or area < self.how.collapse * self._largest:
+            return False
+        near = ndimage.binary_dilation(self.last, iterations=self.reach) if self.reach else self.last
+        shared = int((mask & near).sum())
+        return shared > 0 and shared >= self.how.overlap * min(area, int(self.last.sum()))

@@ -1,0 +1,176 @@
+"""Objects that share one region of the slices, and so the image features: their seeds, runs and results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polycl.propagate.compose import Object, blend, keep_connected
+from polycl.propagate.ending import Ending
+from polycl.propagate.engine import FramePrompt, Tracked
+from polycl.propagate.features import Scene, SliceFeatures
+from polycl.propagate.frames import Box, FrameGrid, Region
+from polycl.propagate.runs import Mark, Run, plan
+from polycl.propagate.seeds import Seed, union
+from polycl.propagate.sweep import Found, Lane, Sweep
+
+
+class Group:
+    """Objects of one region.
+
+    Attributes:
+        region: what frames show; it grows when an object grows out of it, and then all is done again.
+        seeds: by label, then by mark.
+    """
+
+    def __init__(self, scene: Scene, region: Region, span: tuple[int, int], *, fixed: bool = False) -> None:
+        """`span` is the first slice that may be visited and the one after the last; a `fixed` region never grows."""
+        self.scene, self.span, self.fixed = scene, span, fixed
+        self.seeds: dict[int, dict[Mark, Seed]] = {}
+        self._prompted: dict[tuple[int, Mark], Tracked] = {}
+        self._results: dict[Run, Found] = {}
+        self._look_at(region)
+
+    def _look_at(self, region: Region) -> None:
+        """Show `region` from now on; what was found in another one is void."""
+        self.region = region
+        self.grid = FrameGrid(region, self.scene.engine.size, self.scene.plane)
+        self.features = SliceFeatures(self.scene, self.grid)
+        self._prompted.clear()
+        self._results.clear()
+
+    def takes(self, box: Box, own: Region) -> bool:
+        """Whether an object within `box`, whose own region would be `own`, is seen well enough together with these.
+
+        If so, and nothing was found yet, the region is made to fit all of them.
+        """
+        if self._results:
+            fits = self.region.holds(own, self.grid.shape)
+            return fits and self.region.side(self.scene.volume) <= self.scene.how.share * own.side(self.scene.volume)
+        together = Region.around(self.scene.volume, union([box, *self._extents()]), self.scene.frames)
+        smaller = min(own.side(self.scene.volume), self.region.side(self.scene.volume))
+        if together.side(self.scene.volume) > self.scene.how.share * smaller:
+            return False
+        self._look_at(together)
+        return True
+
+    def cover(self, box: Box) -> None:
+        """Show a region that holds `box` with room around it, unless this one holds it already."""
+        if not self.region.contains(box):
+            self._look_at(self.region.larger(self.scene.volume, union([box, *self._extents()]), 1.0, self.scene.frames))
+
+    def put(self, label: int, mark: Mark, seed: Seed) -> None:
+        """Another seed; one on the same slice gives way."""
+        self.remove(label, mark.z)
+        self.seeds.setdefault(label, {})[mark] = seed
+
+    def remove(self, label: int, z: int) -> None:
+        """Forget the seed of `label` on slice `z`, if there is one."""
+        for mark in [mark for mark in self.seeds.get(label, {}) if mark.z == z]:
+            del self.seeds[label][mark]
+            self._prompted.pop((label, mark), None)
+        if not self.seeds.get(label):
+            self.seeds.pop(label, None)
+
+    def pending(self) -> list[Run]:
+        """Runs without a result; results of runs that are no longer wanted are dropped."""
+        wanted = self._plan()
+        self._results = {run: found for run, found in self._results.items() if run in wanted}
+        return [run for run in wanted if run not in self._results]
+
+    def run(self, visited: Callable[[int], None]) -> bool:
+        """Carry out what is pending; False if an object grew out of the region, which is larger now: begin again."""
+        self._prompt(visited)
+        lanes = [self._lane(run) for run in self.pending()]
+        rim = self.grid.rim(self._side) & (not self.fixed)
+        sweep = Sweep(self.scene.engine, self.features, self.scene.volume.shape[2], self._known(), rim)
+        outgrown = sweep.run(lanes, visited)
+        if outgrown is None:
+            self._results.update({lane.run: lane.found() for lane in lanes})
+            return True
+        self._grow(outgrown)
+        return False
+
+    def objects(self) -> list[Object]:
+        """The results as they are."""
+        made = []
+        for label, seeds in self.seeds.items():
+            runs = [(run, self._results[run]) for run in self._plan() if run.label == label and run in self._results]
+            found = blend(runs)
+            found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
+            if self.scene.how.connected:
+                found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
+            made.append(Object(label, self.grid, found))
+        return made
+
+    @property
+    def _side(self) -> int:
+        """Pixels a side of masks."""
+        return self.scene.engine.size // 4
+
+    @property
+    def _reach(self) -> int:
+        """Pixels that a tube at 45 degrees moves from one slice to the next, not more than a tenth of the region."""
+        pixels = self.scene.volume.spacing[2] / (self.region.side(self.scene.volume) / self._side)
+        return int(min(round(pixels), self._side // 10))
+
+    def _plan(self) -> list[Run]:
+        return [
+            run
+            for label, seeds in self.seeds.items()
+            for run in plan(label, list(seeds), *self.span, meet=self.scene.how.meet)
+        ]
+
+    def _lane(self, run: Run) -> Lane:
+        tracked = {mark: self._prompted[run.label, mark] for mark in run.marks}
+        start: NDArray[np.bool_] = (tracked[run.start].logits > 0).cpu().numpy()
+        ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges)
+        return Lane(run, ending, {mark: one.memory for mark, one in tracked.items()})
+
+    def _prompt(self, visited: Callable[[int], None]) -> None:
+        """Ask the network about seeds that it has not seen, slice by slice."""
+        waiting: dict[int, list[tuple[int, Mark]]] = {}
+        for label, seeds in self.seeds.items():
+            for mark in seeds:
+                if (label, mark) not in self._prompted:
+                    waiting.setdefault(mark.z, []).append((label, mark))
+        slices = sorted(waiting)
+        for z in slices:
+            features = self.features.get([z], (later for later in slices if later > z))[z]
+            prompts = [self.frame_prompt(self.seeds[label][mark]) for label, mark in waiting[z]]
+            self._prompted.update(zip(waiting[z], self.scene.engine.prompt(features, prompts), strict=True))
+            visited(0)
+
+    def frame_prompt(self, seed: Seed) -> FramePrompt:
+        """A seed in frame pixels."""
+        if seed.mask is not None:
+            return FramePrompt(mask=self.grid.masks(seed.mask[None])[0, 0])
+        box = None
+        if seed.box is not None:
+            x0, x1, y0, y1 = seed.box
+            corners = self.grid.points([[x0 - 0.5, y0 - 0.5], [x1 - 0.5, y1 - 0.5]])
+            box = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+        points = self.grid.points(seed.points) if len(seed.points) else None
+        return FramePrompt(points=points, labels=seed.labels if points is not None else None, box=box)
+
+    def _known(self) -> Callable[[int, int], NDArray[np.bool_] | None]:
+        small, guide = FrameGrid(self.region, self._side, self.grid.shape), self.scene.guide
+
+        def known(label: int, z: int) -> NDArray[np.bool_] | None:
+            if label not in guide:
+                return None
+            found: NDArray[np.bool_] = small.masks(guide[label][None, :, :, z])[0, 0].numpy() > 0
+            return found
+
+        return known
+
+    def _grow(self, outgrown: NDArray[np.bool_]) -> None:
+        box = self.grid.extent(outgrown)
+        assert box is not None  # it touches the rim, so it is not empty
+        everything = union([box, *self._extents()])
+        self._look_at(self.region.larger(self.scene.volume, everything, self.scene.how.grow, self.scene.frames))
+
+    def _extents(self) -> list[Box]:
+        return [extent for seeds in self.seeds.values() for seed in seeds.values() if (extent := seed.extent)]

@@ -1,0 +1,56 @@
+"""What may be set in propagation, typed and frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from polycl.errors import InputError
+
+
+class PropagateParameters(BaseModel):
+    """Lengths are in mm.
+
+    Raises InputError for an unknown key, naming those there are, and for a value that cannot be used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    patience: float = Field(
+        default=8.0, ge=0, description="the object may be absent so far, and two slices, before a run ends"
+    )
+    collapse: float = Field(
+        default=0.02, ge=0, lt=1, description="a slice with less than this share of the largest area counts as absent"
+    )
+    overlap: float = Field(
+        default=0.1, ge=0, le=1, description="share of the smaller of two neighbouring masks that both must hold"
+    )
+    share: float = Field(
+        default=1.5,
+        ge=1,
+        description="objects share one region, and image features, where it is at most so much longer than their own",
+    )
+    grow: float = Field(default=1.5, gt=1, description="a region that an object grows out of becomes so much longer")
+    guess: float = Field(default=160.0, gt=0, description="side of the region for points, before any extent is known")
+    meet: float = Field(
+        default=0.6, ge=0.5, le=1, description="share of the slices between two seeds that is visited from either"
+    )
+    connected: bool = Field(default=True, description="keep only what is connected to a seed, in 3D")
+    ahead: int = Field(default=8, ge=1, le=64, description="slices encoded at a time")
+    labels: int = Field(default=32, ge=1, le=255, description="objects at most")
+    state_mib: int = Field(default=2048, gt=0, description="memory for what was found on each slice, at most")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"propagation has no parameter {name}; it has {', '.join(PropagateParameters.model_fields)}"
+    return f"propagation parameter {name}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

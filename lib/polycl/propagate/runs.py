@@ -1,0 +1,122 @@
+"""Which slices are visited from which seeds, in which direction, and what each looks back at. No numbers, no network.
+
+Seeds cut the slices into stretches. Beyond the outermost seeds a run goes outward until the organ ends; between two
+seeds one run starts from either, and where they overlap the results are blended. A run remembers the seeds at the ends
+of its stretch and nothing of others: so its result depends on them alone, and a correction can change no other stretch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from polycl.propagate.engine import Memory, Recall
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One seed of one label, as far as a run is concerned.
+
+    Attributes:
+        z: its slice.
+        version: another number for another seed on the same slice.
+        present: whether the object is there at all; a slice that the user emptied is a seed too.
+    """
+
+    z: int
+    version: int
+    present: bool = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """Slices after `start`, in direction `step` (1 or -1), up to but without `end`.
+
+    Two runs that are equal have equal results.
+
+    Attributes:
+        label: the object.
+        start: the seed it starts from.
+        other: the next seed in its direction, if there is one.
+        step: 1 towards higher slices, -1 towards lower ones.
+        end: the first slice not visited.
+    """
+
+    label: int
+    start: Mark
+    other: Mark | None
+    step: int
+    end: int
+
+    @property
+    def slices(self) -> range:
+        """The slices visited, in order."""
+        return range(self.start.z + self.step, self.end, self.step)
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """The seeds that it remembers."""
+        return (self.start,) if self.other is None else (self.start, self.other)
+
+    @property
+    def bridges(self) -> bool:
+        """Whether the object is known to be there at both ends, so that it does not stop between."""
+        return self.other is not None and self.other.present
+
+
+def plan(label: int, marks: Sequence[Mark], low: int, high: int, *, meet: float = 1.0) -> list[Run]:
+    """The runs that reach all slices `low` to `high` (left out) that seeds of `label` can reach.
+
+    Of the slices between two seeds, each of the two runs visits the share `meet` that is nearer to its own, at least
+    half: the network knows both seeds, and near one seed what came all the way from the other is worth little.
+
+    Nothing starts from a slice where the object is known to be absent, and nothing goes past it.
+    """
+    ordered = sorted(marks, key=lambda mark: mark.z)
+    runs: list[Run] = []
+    if not ordered:
+        return runs
+    runs += _outward(label, ordered[0], -1, low - 1)
+    for before, after in itertools.pairwise(ordered):
+        between = after.z - before.z - 1
+        both = before.present and after.present
+        reach = math.ceil(max(0.5, meet) * between) if both else between
+        if before.present:
+            runs.append(Run(label, before, after, 1, before.z + reach + 1))
+        if after.present:
+            runs.append(Run(label, after, before, -1, after.z - reach - 1))
+    runs += _outward(label, ordered[-1], 1, high)
+    return [run for run in runs if len(run.slices)]
+
+
+def _outward(label: int, mark: Mark, step: int, end: int) -> list[Run]:
+    return [Run(label, mark, None, step, end)] if mark.present else []
+
+
+def recall(
+    run: Run, z: int, seeds: Mapping[Mark, Memory], last: Mapping[int, Memory], *, slots: int, pointers: int, depth: int
+) -> Recall:
+    """What slice `z` of `run` looks back at, as SAM 2 has it: its seeds, and the last slices in its direction.
+
+    Args:
+        run: the run.
+        z: a slice of it.
+        seeds: memories of its seeds.
+        last: memories of slices that it visited before, by slice.
+        slots: how many memories the network takes, one of them for seeds.
+        pointers: how many pointers it takes.
+        depth: slices in all.
+    """
+    spatial = [(0, seeds[mark]) for mark in run.marks]
+    for slot in range(1, slots):
+        if (memory := last.get(z - run.step * (slots - slot))) is not None:
+            spatial.append((slot, memory))
+    reach = min(depth, pointers)
+    # A seed ahead has no pointer: distances to it would be negative, which the network saw in training only.
+    pointed = [(abs(z - mark.z), seeds[mark]) for mark in run.marks if (z - mark.z) * run.step > 0]
+    for back in range(1, reach):
+        if (memory := last.get(z - run.step * back)) is not None:
+            pointed.append((back, memory))
+    return Recall(tuple(spatial), tuple(pointed), reach)

@@ -1,0 +1,179 @@
+"""SAM 2's network as a `VideoEngine`: the modules of the `sam2` package, many objects and both directions in a batch.
+
+The package's video predictor keeps one state for each video and takes the objects one by one. The parts of its step
+that hold numbers are called here; which frames are remembered is the caller's business. A test compares the two.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from polycl import devices
+from polycl.errors import InputError
+from polycl.propagate import attention, encoder
+from polycl.propagate.engine import Features, FramePrompt, Memory, Recall, Tracked
+from polycl.propagate.header import FrameConfig
+from polycl.propagate.package import get_1d_sine_pe
+
+if TYPE_CHECKING:
+    from polycl.propagate.architecture import Sam2Config
+    from polycl.propagate.package import SAM2Base
+
+LANE_PIXELS = 1 << 20
+"""Pixels of frames on which objects are tracked at a time; more are slower for want of cache, and take memory."""
+
+
+class Sam2Engine:
+    """A SAM 2. Images are encoded in the device's precision, as memory is read; the light heads compute in fp32."""
+
+    def __init__(
+        self,
+        name: str,
+        sha256: str,
+        network: SAM2Base,
+        config: Sam2Config,
+        frames: FrameConfig,
+        where: devices.Device,
+    ) -> None:
+        self.name, self.sha256, self.config, self.frames, self.where = name, sha256, config, frames, where
+        self.size, self.memories, self.pointers = config.image_size, config.memories, config.pointers
+        self._net = network.eval().requires_grad_(False).to(where.device)
+        self._net.sam_mask_decoder.conv_s0.to(where.dtype)
+        self._net.sam_mask_decoder.conv_s1.to(where.dtype)
+        attention.prepare(self._net.memory_attention, where.dtype)
+        self._lock = threading.Lock()
+        with torch.inference_mode():
+            top = torch.zeros(1, config.width, config.grid, config.grid, device=where.device)
+            self._image_position = self._flat(self._net.image_encoder.neck.position_encoding(top))
+            self._memory_position = self._flat(self._net.memory_encoder.position_encoding(top))
+        encoder.prepare(self._net.image_encoder, self.size, where.dtype)
+
+    @torch.inference_mode()
+    def encode(self, frames: torch.Tensor) -> list[Features]:
+        """See `VideoEngine`."""
+        if frames.ndim != 4 or frames.shape[1:] != (3, self.size, self.size):
+            raise InputError(f"frames of shape {tuple(frames.shape)} do not fit; [B, 3, {self.size}, {self.size}] do")
+        with self._lock:
+            out = self._net.forward_image(frames.to(self.where.device, self.where.dtype))
+        fine0, fine1, top = (level.to(self.where.dtype) for level in out["backbone_fpn"])
+        return [Features(t, (f0, f1)) for t, f0, f1 in zip(top, fine0, fine1, strict=True)]
+
+    @torch.inference_mode()
+    def prompt(self, features: Features, prompts: Sequence[FramePrompt]) -> list[Tracked]:
+        """See `VideoEngine`. Prompts of the same kind and number of points share a batch."""
+        groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        for number, one in enumerate(prompts):
+            groups[len(one.corners[0]), one.mask is not None].append(number)
+        results: dict[int, Tracked] = {}
+        with self._lock:
+            for members in groups.values():
+                batch = [prompts[n] for n in members]
+                top, fine = self._stacked([features] * len(batch))
+                first = batch[0]
+                if first.mask is not None:
+                    masks = torch.stack([one.mask for one in batch if one.mask is not None])[:, None]
+                    outputs = self._net._use_mask_as_output(top, fine, masks.to(self.where.device).float())
+                else:
+                    outputs = self._decode_points(top, fine, batch)
+                results.update(zip(members, self._tracked(top, outputs, seeds=True), strict=True))
+        return [results[n] for n in range(len(prompts))]
+
+    @torch.inference_mode()
+    def track(self, features: Sequence[Features], recalls: Sequence[Recall]) -> list[Tracked]:
+        """See `VideoEngine`. Objects with equally many memories share a batch."""
+        groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        for number, recall in enumerate(recalls):
+            groups[recall.shape].append(number)
+        results: dict[int, Tracked] = {}
+        with self._lock:
+            for group in groups.values():
+                most = max(1, LANE_PIXELS // self.size**2)
+                for members in (group[start : start + most] for start in range(0, len(group), most)):
+                    found = self._track([features[n] for n in members], [recalls[n] for n in members])
+                    results.update(zip(members, found, strict=True))
+        return [results[n] for n in range(len(recalls))]
+
+    def _track(self, features: list[Features], recalls: list[Recall]) -> list[Tracked]:
+        """`track` for frames with equally many memories."""
+        top, fine = self._stacked(features)
+        outputs = self._net._forward_sam_heads(
+            backbone_features=self._remember(top, recalls),
+            high_res_features=fine,
+            multimask_output=self._net._use_multimask(False, None),
+        )
+        return self._tracked(top, outputs, seeds=False)
+
+    def _decode_points(self, top: torch.Tensor, fine: list[torch.Tensor], batch: list[FramePrompt]) -> Any:
+        """The heads' outputs for points and boxes on a frame without memories."""
+        corners, labels = zip(*(one.corners for one in batch), strict=True)
+        points = {
+            "point_coords": torch.stack([torch.from_numpy(one) for one in corners]).to(top.device, torch.float32),
+            "point_labels": torch.stack([torch.from_numpy(one) for one in labels]).to(top.device, torch.int32),
+        }
+        unremembered = top + self._net.no_mem_embed.reshape(1, -1, 1, 1)
+        return self._net._forward_sam_heads(
+            backbone_features=unremembered,
+            point_inputs=points,
+            high_res_features=fine,
+            multimask_output=self._net._use_multimask(True, points),
+        )
+
+    def _remember(self, top: torch.Tensor, recalls: list[Recall]) -> torch.Tensor:
+        """Features `top` [B, C, H, W] conditioned on memories, all lanes with equally many."""
+        net = self._net
+        temporal = net.maskmem_tpos_enc.flatten(1).flip(0)  # by slot
+        tokens, positions = [], []
+        for n in range(len(recalls[0].spatial)):
+            slots, memories = zip(*(one.spatial[n] for one in recalls), strict=True)
+            tokens.append(self._flat(torch.stack([memory.features for memory in memories])))
+            positions.append(self._memory_position + temporal[list(slots)][:, None])
+        count = 0
+        if recalls[0].pointers:
+            pointers, places = self._pointer_tokens(recalls)
+            tokens.append(pointers)
+            positions.append(places)
+            count = pointers.shape[1]
+        memory, places = torch.cat(tokens, dim=1), torch.cat(positions, dim=1)
+        seen = attention.read(net.memory_attention, self._flat(top), self._image_position, memory, places, count)
+        return seen.transpose(1, 2).reshape(top.shape)
+
+    def _pointer_tokens(self, recalls: list[Recall]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Object pointers cut into tokens as wide as memories [B, P * C / C_memory, C_memory], and their positions."""
+        net = self._net
+        pointers = torch.stack([torch.stack([memory.pointer for _, memory in one.pointers]) for one in recalls])
+        far = max(1, recalls[0].reach - 1)
+        back = torch.tensor([[steps for steps, _ in one.pointers] for one in recalls], device=pointers.device)
+        places = net.obj_ptr_tpos_proj(get_1d_sine_pe(back / far, dim=net.hidden_dim))
+        pieces = net.hidden_dim // net.mem_dim
+        tokens = pointers.reshape(len(recalls), -1, net.mem_dim)
+        return tokens, places.repeat_interleave(pieces, dim=1)
+
+    def _tracked(self, top: torch.Tensor, outputs: Any, *, seeds: bool) -> list[Tracked]:
+        """What the heads put out, and the memory it leaves."""
+        _, _, qualities, low, high, pointers, presences = outputs
+        if seeds:  # the package makes a seed's memory from its mask at low resolution
+            high = F.interpolate(low, (self.size, self.size), mode="bilinear", align_corners=False)
+        flat = self._flat(top).transpose(0, 1)
+        memories, _ = self._net._encode_new_memory([flat], [top.shape[-2:]], high, presences, seeds)
+        memories = memories.to(torch.bfloat16)
+        best = qualities.max(dim=1).values
+        return [
+            Tracked(low[n, 0], float(presences[n]), float(best[n]), Memory(memories[n], pointers[n]))
+            for n in range(len(low))
+        ]
+
+    def _stacked(self, features: Sequence[Features]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """A batch of features in fp32."""
+        top = torch.stack([one.top for one in features]).float()
+        return top, [torch.stack([one.fine[n] for one in features]).float() for n in (0, 1)]
+
+    @staticmethod
+    def _flat(maps: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] as [B, H * W, C]."""
+        return maps.flatten(2).transpose(1, 2)

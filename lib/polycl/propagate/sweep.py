@@ -1,0 +1,108 @@
+"""Runs carried out side by side: at each tick every run that goes on takes its next slice, all in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polycl.propagate.ending import Ending
+from polycl.propagate.engine import Memory, Recall, Tracked, VideoEngine
+from polycl.propagate.features import SliceFeatures
+from polycl.propagate.runs import Mark, Run, recall
+
+Known = Callable[[int, int], NDArray[np.bool_] | None]
+"""What a segmenter finds of a label on a slice, over the frame, bool [s, s]; None if it does not know the label."""
+Found = dict[int, torch.Tensor]
+"""Logits [s, s] in float16 by slice, of the slices where an object is."""
+
+
+@dataclass
+class Lane:
+    """One run under way."""
+
+    run: Run
+    ending: Ending
+    seeds: Mapping[Mark, Memory]
+    done: int = 0
+    last: dict[int, Memory] = field(default_factory=dict)
+    logits: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def z(self) -> int:
+        """The next slice."""
+        return self.run.slices[self.done]
+
+    def recall(self, engine: VideoEngine, depth: int) -> Recall:
+        """What the next slice looks back at."""
+        return recall(
+            self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
+        )
+
+    def take(self, result: Tracked, remembered: int, known: NDArray[np.bool_] | None) -> bool:
+        """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on."""
+        self.last[self.z] = result.memory
+        self.last.pop(self.z - remembered * self.run.step, None)
+        self.logits.append(result.logits.half().cpu())
+        self.done += 1
+        mask: NDArray[np.bool_] = (result.logits > 0).cpu().numpy()
+        return self.ending.goes_on(mask, known) and self.done < len(self.run.slices)
+
+    def found(self) -> Found:
+        """The slices that count."""
+        results = zip(self.run.slices, self.logits, self.ending.kept, strict=False)
+        return {z: logits for z, logits, kept in results if kept}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What lanes of one region have in common.
+
+    Attributes:
+        engine: the network.
+        features: the region's slices.
+        depth: slices of the volume.
+        known: what a segmenter finds.
+        rim: where a mask touches a border of the region that is none of the slice; bool [s, s].
+    """
+
+    engine: VideoEngine
+    features: SliceFeatures
+    depth: int
+    known: Known
+    rim: NDArray[np.bool_]
+
+    def run(self, lanes: list[Lane], visited: Callable[[int], None]) -> NDArray[np.bool_] | None:
+        """Carry out `lanes`; the mask [s, s] of an object that grew out of the region, None if none did.
+
+        `visited` is called at each tick with the number of slices visited or left out in it, and may raise to stop.
+        """
+        active = list(lanes)
+        while active:
+            features = self.features.get([lane.z for lane in active], self._later(active))
+            recalls = [lane.recall(self.engine, self.depth) for lane in active]
+            results = self.engine.track([features[lane.z] for lane in active], recalls)
+            count, going = 0, []
+            for lane, result in zip(active, results, strict=True):
+                goes_on = lane.take(result, self._remembered, self.known(lane.run.label, lane.z))
+                if lane.ending.kept[-1] and (lane.ending.last & self.rim).any():
+                    return lane.ending.last
+                count += 1 if goes_on else 1 + len(lane.run.slices) - lane.done
+                going += [lane] if goes_on else []
+            active = going
+            visited(count)
+        return None
+
+    @property
+    def _remembered(self) -> int:
+        return max(self.engine.memories, self.engine.pointers)
+
+    def _later(self, lanes: list[Lane]) -> Iterator[int]:
+        """The slices that come after the next, nearest first; as many of each lane as fill a batch together."""
+        each = max(1, self.features.ahead // len({lane.z for lane in lanes}))
+        for tick in zip_longest(*(lane.run.slices[lane.done + 1 : lane.done + each] for lane in lanes)):
+            yield from (z for z in tick if z is not None)

@@ -1,0 +1,182 @@
+"""Which slices are visited from which seeds, what each looks back at, and when a run has left its object."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from polycl.errors import InputError
+from polycl.propagate.ending import LEAST_SLICES, Ending
+from polycl.propagate.engine import Memory
+from polycl.propagate.parameters import PropagateParameters
+from polycl.propagate.runs import Mark, Run, plan, recall
+
+pytestmark = pytest.mark.unit
+
+marks_strategy = st.dictionaries(st.integers(0, 29), st.booleans(), min_size=1, max_size=6).map(
+    lambda found: [Mark(z, 0, present) for z, present in found.items()]
+)
+
+
+def memory(name: object) -> Memory:
+    return Memory(name, name)
+
+
+class TestPlan:
+    def test_one_seed_goes_both_ways(self) -> None:
+        seed = Mark(4, 0)
+        assert plan(1, [seed], 0, 10) == [Run(1, seed, None, -1, -1), Run(1, seed, None, 1, 10)]
+
+    def test_a_volume_of_one_slice_needs_no_run(self) -> None:
+        assert plan(1, [Mark(0, 0)], 0, 1) == []
+
+    def test_neighbouring_seeds_have_nothing_between(self) -> None:
+        runs = plan(1, [Mark(4, 0), Mark(5, 0)], 0, 10)
+        assert [list(run.slices) for run in runs] == [[3, 2, 1, 0], [6, 7, 8, 9]]
+
+    def test_runs_between_two_seeds_overlap_by_what_is_asked(self) -> None:
+        between = [run for run in plan(1, [Mark(0, 0), Mark(11, 0)], 0, 12, meet=0.6) if run.bridges]
+        assert [list(run.slices) for run in between] == [[1, 2, 3, 4, 5, 6], [10, 9, 8, 7, 6, 5]]
+
+    def test_nothing_goes_past_a_slice_without_the_object(self) -> None:
+        runs = plan(1, [Mark(5, 0), Mark(8, 0, present=False)], 0, 20)
+        assert [(run.start.z, list(run.slices), run.bridges) for run in runs] == [
+            (5, [4, 3, 2, 1, 0], False),
+            (5, [6, 7], False),
+        ]
+
+    @given(marks_strategy, st.floats(0.5, 1))
+    def test_every_slice_within_reach_is_visited(self, marks: list[Mark], meet: float) -> None:
+        runs = plan(7, marks, 0, 30, meet=meet)
+        visited = {z for run in runs for z in run.slices}
+        ordered = sorted(marks, key=lambda mark: mark.z)
+        for z in range(30):
+            below = [mark for mark in ordered if mark.z < z]
+            above = [mark for mark in ordered if mark.z > z]
+            is_seed = any(mark.z == z for mark in marks)
+            near = [*below[-1:], *above[:1]]
+            assert (z in visited) == (not is_seed and any(mark.present for mark in near))
+
+    @given(marks_strategy)
+    def test_another_seed_leaves_runs_elsewhere_as_they_are(self, marks: list[Mark]) -> None:
+        """So that a correction costs only what it can change."""
+        ordered = sorted(marks, key=lambda mark: mark.z)
+        before = set(plan(7, marks, 0, 30))
+        after = set(plan(7, [*marks, Mark(40, 1)], 0, 50))
+        low = [run for run in before if run.other is not None or run.step == -1]
+        assert set(low) <= after
+        assert {run.start for run in after - before} <= {ordered[-1], Mark(40, 1)}
+
+
+class TestRecall:
+    run = Run(1, Mark(10, 0), None, 1, 30)
+
+    def test_slots_count_from_the_oldest(self) -> None:
+        last = {z: memory(z) for z in range(11, 15)}
+        found = recall(self.run, 15, {self.run.start: memory("seed")}, last, slots=4, pointers=3, depth=30)
+        assert [(slot, one.features) for slot, one in found.spatial] == [(0, "seed"), (1, 12), (2, 13), (3, 14)]
+        assert [(back, one.pointer) for back, one in found.pointers] == [(5, "seed"), (1, 14), (2, 13)]
+
+    def test_right_after_the_seed_there_is_only_the_seed(self) -> None:
+        found = recall(self.run, 11, {self.run.start: memory("seed")}, {}, slots=4, pointers=3, depth=30)
+        assert found.shape == (1, 1, 3)
+
+    def test_a_seed_ahead_is_remembered_but_not_pointed_at(self) -> None:
+        run = Run(1, Mark(10, 0), Mark(20, 0), 1, 20)
+        seeds = {mark: memory(mark.z) for mark in run.marks}
+        found = recall(run, 11, seeds, {}, slots=4, pointers=3, depth=30)
+        assert [one.features for _, one in found.spatial] == [10, 20]
+        assert [one.features for _, one in found.pointers] == [10]
+
+    def test_downwards_is_the_mirror_image(self) -> None:
+        down = Run(1, Mark(10, 0), None, -1, -1)
+        last = {z: memory(z) for z in range(6, 10)}
+        found = recall(down, 5, {down.start: memory("seed")}, last, slots=4, pointers=3, depth=30)
+        assert [(slot, one.features) for slot, one in found.spatial] == [(0, "seed"), (1, 8), (2, 7), (3, 6)]
+
+    def test_a_short_volume_shortens_the_reach(self) -> None:
+        found = recall(self.run, 11, {self.run.start: memory("seed")}, {}, slots=4, pointers=16, depth=5)
+        assert found.reach == 5
+
+
+def disc(radius: float, x: float = 15.5, y: float = 15.5) -> NDArray[np.bool_]:
+    columns, rows = np.meshgrid(np.arange(32), np.arange(32))
+    return (columns - x) ** 2 + (rows - y) ** 2 < radius**2
+
+
+EMPTY = np.zeros((32, 32), bool)
+
+
+class TestEnding:
+    def watch(self, masks: list[NDArray[np.bool_]], spacing: float = 2.0, **kwargs: object) -> tuple[int, list[bool]]:
+        """How many slices were visited, and which count."""
+        known = kwargs.pop("known", [None] * len(masks))
+        ending = Ending(PropagateParameters(**kwargs), spacing, disc(8))  # type: ignore[arg-type]
+        for number, (mask, other) in enumerate(zip(masks, known, strict=True), start=1):  # type: ignore[call-overload]
+            if not ending.goes_on(mask, other):
+                return number, ending.kept
+        return len(masks), ending.kept
+
+    def test_it_goes_on_while_the_object_is_there(self) -> None:
+        assert self.watch([disc(8)] * 20) == (20, [True] * 20)
+
+    def test_it_stops_when_the_object_is_gone_for_long_enough(self) -> None:
+        visited, kept = self.watch([disc(8), *[EMPTY] * 10], patience=8.0)
+        assert visited == 1 + 4
+        assert kept == [True, False, False, False, False]
+
+    def test_one_bad_slice_is_no_end(self) -> None:
+        masks = [disc(8), EMPTY, disc(8), EMPTY, disc(8)]
+        assert self.watch(masks, spacing=30.0, patience=1.0)[1] == [True, False, True, False, True]
+
+    def test_thick_slices_need_two_absences(self) -> None:
+        assert self.watch([EMPTY] * 5, spacing=30.0, patience=1.0)[0] == LEAST_SLICES
+
+    def test_a_remnant_counts_as_absent(self) -> None:
+        visited, kept = self.watch([disc(10), *[disc(1)] * 10], patience=8.0, collapse=0.02)
+        assert visited == 5
+        assert kept[0]
+        assert not any(kept[1:])
+
+    def test_a_slowly_shrinking_object_is_followed_to_its_end(self) -> None:
+        masks = [disc(8 - 0.3 * n) for n in range(22)]
+        visited, kept = self.watch(masks)
+        assert visited == 22
+        assert all(kept)
+
+    def test_a_jump_elsewhere_is_no_object(self) -> None:
+        visited, kept = self.watch([disc(4), *[disc(4, x=28, y=28)] * 9], patience=6.0)
+        assert visited == 4
+        assert not any(kept[1:])
+
+    def test_a_segmenter_that_finds_nothing_halves_the_patience(self) -> None:
+        masks = [EMPTY] * 10
+        assert self.watch(masks, patience=8.0, known=[EMPTY] * 10)[0] == 2
+        assert self.watch(masks, patience=8.0)[0] == 4
+
+    def test_a_segmenter_that_sees_the_object_keeps_it_going(self) -> None:
+        masks = [disc(8), *[EMPTY] * 8, disc(8)]
+        assert self.watch(masks, patience=8.0, known=[disc(7)] * 10)[0] == 10
+        assert self.watch(masks, patience=8.0)[0] == 5
+
+    def test_an_overrun_that_the_segmenter_contradicts_is_cut(self) -> None:
+        known = [disc(8)] * 3 + [EMPTY] * 10
+        visited, kept = self.watch([disc(8)] * 13, patience=8.0, known=known)
+        assert visited == 3 + 4
+        assert kept == [True] * 3 + [False] * 4
+
+    def test_between_two_seeds_it_never_stops(self) -> None:
+        ending = Ending(PropagateParameters(), 5.0, disc(8), bridges=True)
+        assert all(ending.goes_on(EMPTY) for _ in range(20))
+
+    def test_an_oblique_tube_is_followed(self) -> None:
+        ending = Ending(PropagateParameters(), 5.0, disc(2, x=4), reach=4)
+        assert all(ending.goes_on(disc(2, x=4 + 5 * n)) for n in range(1, 5))
+
+
+def test_parameters_name_what_there_is() -> None:
+    with pytest.raises(InputError, match="no parameter patient; it has patience, collapse"):
+        PropagateParameters(patient=3)
+    with pytest.raises(InputError, match="patience=-1"):
+        PropagateParameters(patience=-1)

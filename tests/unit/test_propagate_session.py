@@ -1,0 +1,351 @@
+"""Propagation with an engine that follows bright things: directions, stops, corrections, several objects, grids."""
+
+import itertools
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fake_sam2 import FakeSam2
+from polycl.errors import InputError
+from polycl.propagate.parameters import PropagateParameters
+from polycl.propagate.seeds import Seed, from_labels
+from polycl.propagate.session import Cancelled, Propagation
+from polycl.sam import EmbeddingCache
+from polycl.volume import Volume
+
+pytestmark = pytest.mark.unit
+
+SHAPE, SPACING = (64, 56, 40), (1.0, 1.0, 2.0)
+X, Y, Z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+
+
+def cylinder(x: float, y: float, radius: float, low: int, high: int) -> NDArray[np.bool_]:
+    """Slices `low` to `high`, left out."""
+    return ((X - x) ** 2 + (Y - y) ** 2 < radius**2) & (low <= Z) & (high > Z)
+
+
+def ct(*bright: NDArray[np.bool_]) -> Volume:
+    voxels = np.full(SHAPE, -100, np.int16)
+    for one in bright:
+        voxels[one] = 100
+    return Volume(voxels, np.diag([*SPACING, 1.0]))
+
+
+def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    return 2 * int((one & other).sum()) / int(one.sum() + other.sum())
+
+
+BODY = cylinder(30, 25, 8, 10, 30)
+
+
+@pytest.fixture
+def engine() -> FakeSam2:
+    return FakeSam2()
+
+
+class TestDirections:
+    def test_one_seed_reaches_both_ends_and_stops_there(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        session.put(3, {20: Seed(BODY[:, :, 20])})
+        result = session.run()
+        assert result.voxels.dtype == np.uint8
+        assert set(np.unique(result.voxels)) == {0, 3}
+        assert dice(result.voxels == 3, BODY) > 0.93
+        assert set(np.flatnonzero(result.voxels.any(axis=(0, 1)))) == set(range(10, 30))
+        assert engine.encoded < 40  # it stopped
+
+    def test_a_slice_with_a_seed_comes_back_exactly(self, engine: FakeSam2) -> None:
+        rough = np.zeros(SHAPE[:2], bool)
+        rough[24:37, 19:30] = True
+        rough[30, 25] = False  # a hole that no network would paint
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(rough)})
+        assert np.array_equal(session.run().voxels[:, :, 20] == 1, rough)
+
+    def test_both_directions_and_all_objects_are_one_batch_on_features_computed_once(self, engine: FakeSam2) -> None:
+        other = cylinder(40, 30, 5, 12, 28)
+        session = Propagation(ct(BODY, other), engine, parameters=PropagateParameters(share=3.0))
+        session.put_found(from_labels(labels({1: (BODY & ~other, 20), 2: (other, 20)})))
+        session.run()
+        assert max(map(len, engine.steps)) == 4
+        assert engine.encoded <= 40
+
+    def test_the_largest_memory_is_what_the_network_takes(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        session.run()
+        recalls = [recall for step in engine.steps for recall in step]
+        assert max(len(one.spatial) for one in recalls) == engine.memories
+        assert max(len(one.pointers) for one in recalls) == engine.pointers
+
+    def test_a_volume_of_one_slice(self, engine: FakeSam2) -> None:
+        image = Volume(ct(BODY).voxels[:, :, 20:21], np.diag([*SPACING, 1.0]))
+        session = Propagation(image, engine)
+        session.put(1, {0: Seed(BODY[:, :, 20])})
+        assert np.array_equal(session.run().voxels[:, :, 0] == 1, BODY[:, :, 20])
+        assert not engine.steps
+
+    @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+    @pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1), (1, -1, -1)])
+    def test_the_result_is_on_the_callers_grid(
+        self, axes: tuple[int, int, int], flips: tuple[int, int, int], engine: FakeSam2
+    ) -> None:
+        canonical = ct(BODY)
+        affine = canonical.affine[:, [*axes, 3]].copy()
+        turn = tuple(slice(None, None, flip) for flip in flips)
+        voxels = canonical.voxels.transpose(axes)[turn]
+        for axis, flip in enumerate(flips):
+            if flip < 0:
+                affine[:3, 3] += affine[:3, axis] * (voxels.shape[axis] - 1)
+                affine[:3, axis] *= -1
+        image = Volume(np.ascontiguousarray(voxels), affine)
+        session = Propagation(image, engine)
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        result = session.run()
+        assert result.same_grid(image)
+        assert dice(result.voxels == 1, BODY.transpose(axes)[turn]) > 0.93
+
+
+def labels(given: dict[int, tuple[NDArray[np.bool_], int]]) -> Volume:
+    """One slice of each mask."""
+    voxels = np.zeros(SHAPE, np.uint8)
+    for label, (mask, z) in given.items():
+        voxels[:, :, z][mask[:, :, z]] = label
+    return Volume(voxels, np.diag([*SPACING, 1.0]))
+
+
+class TestSeveralSeeds:
+    def test_all_are_honoured(self, engine: FakeSam2) -> None:
+        """An object in two pieces that no single seed reaches."""
+        upper = cylinder(30, 25, 8, 26, 34)
+        lower = cylinder(30, 25, 8, 4, 12)
+        session = Propagation(ct(upper, lower), engine)
+        session.put(1, {30: Seed(upper[:, :, 30]), 8: Seed(lower[:, :, 8])})
+        found = session.run().voxels == 1
+        assert dice(found, upper | lower) > 0.9
+        assert not found[:, :, 14:24].any()
+
+    def test_every_slice_may_be_a_seed(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {z: Seed(BODY[:, :, z]) for z in range(10, 30)})
+        assert np.array_equal(session.run().voxels == 1, BODY)
+
+    def test_an_emptied_slice_is_a_wall(self, engine: FakeSam2) -> None:
+        nothing = np.zeros(SHAPE[:2], bool)
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(BODY[:, :, 20]), 25: Seed(nothing)})
+        found = session.run().voxels == 1
+        assert list(np.flatnonzero(found.any(axis=(0, 1)))) == list(range(10, 25))
+
+    def test_without_any_object_there_is_nothing_to_do(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        with pytest.raises(InputError, match="there is no seed: outline the object on at least one axial slice"):
+            session.run()
+        session.put(1, {20: Seed(np.zeros(SHAPE[:2], bool))})
+        with pytest.raises(InputError, match="there is no seed"):
+            session.run()
+
+
+class TestCorrections:
+    def test_a_correction_changes_only_what_lies_beyond_the_other_seed(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        first = session.run().voxels.copy()
+        steps, encoded = len(engine.steps), engine.encoded
+        corrected = BODY[:, :, 25].copy()
+        corrected[30:] = False
+        session.put(1, {25: Seed(corrected)})
+        second = session.run().voxels
+        assert np.array_equal(second[:, :, :21], first[:, :, :21])
+        assert np.array_equal(second[:, :, 25] == 1, corrected)
+        assert engine.encoded == encoded
+        visits = [recall for step in engine.steps[steps:] for recall in step]
+        assert len(visits) < len([recall for step in engine.steps[:steps] for recall in step])
+
+    def test_the_same_seed_again_costs_nothing(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        first = session.run()
+        steps, prompts = len(engine.steps), len(engine.prompts)
+        session.put(1, {20: Seed(BODY[:, :, 20].copy())})
+        assert np.array_equal(session.run().voxels, first.voxels)
+        assert (len(engine.steps), len(engine.prompts)) == (steps, prompts)
+
+    def test_the_order_of_seeds_does_not_matter(self) -> None:
+        planes = {z: Seed(BODY[:, :, z]) for z in (14, 20, 27)}
+        results = []
+        for order in itertools.permutations(planes):
+            session = Propagation(ct(BODY), FakeSam2())
+            for z in order:
+                session.put(1, {z: planes[z]})
+                result = session.run()
+            results.append(result.voxels)
+        assert all(np.array_equal(results[0], other) for other in results[1:])
+
+    def test_a_seed_taken_back_leaves_the_first_result(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        first = session.run().voxels.copy()
+        session.put(1, {25: Seed(np.zeros(SHAPE[:2], bool))})
+        session.run()
+        session.remove(1, 25)
+        assert np.array_equal(session.run().voxels, first)
+        session.remove(1, 20)
+        assert session.labels == []
+
+
+class TestSeveralObjects:
+    def test_each_keeps_its_label_and_the_surer_wins(self, engine: FakeSam2) -> None:
+        other = cylinder(12, 12, 5, 8, 36)
+        session = Propagation(ct(BODY, other), engine)
+        session.put_found(from_labels(labels({2: (BODY, 20), 5: (other, 25)})))
+        found = session.run().voxels
+        assert dice(found == 2, BODY) > 0.93
+        assert dice(found == 5, other) > 0.85
+
+    def test_a_seed_of_one_is_not_painted_over_by_another(self, engine: FakeSam2) -> None:
+        """Both follow the same bright thing; the slice outlined as 2 stays 2."""
+        session = Propagation(ct(BODY), engine)
+        session.put_found(from_labels(labels({1: (BODY, 15), 2: (BODY, 24)})))
+        found = session.run().voxels
+        assert np.array_equal(found[:, :, 15] == 1, BODY[:, :, 15])
+        assert np.array_equal(found[:, :, 24] == 2, BODY[:, :, 24])
+
+    def test_far_apart_objects_have_regions_of_their_own(self, engine: FakeSam2) -> None:
+        """So that each is seen at its own scale; near ones share one, and its features."""
+        small = cylinder(6, 6, 2.5, 10, 30)
+        session = Propagation(ct(BODY, small), engine)
+        session.put_found(from_labels(labels({1: (BODY, 20), 2: (small, 20)})))
+        session.run()
+        assert max(map(len, engine.steps)) == 2
+        together = FakeSam2()
+        session = Propagation(ct(BODY, small), together, parameters=PropagateParameters(share=10.0))
+        session.put_found(from_labels(labels({1: (BODY, 20), 2: (small, 20)})))
+        session.run()
+        assert max(map(len, together.steps)) == 4
+        assert together.encoded < engine.encoded
+
+    def test_too_many_are_refused(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine, parameters=PropagateParameters(labels=1))
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        with pytest.raises(InputError, match="2 labels were given; at most 1"):
+            session.put(2, {20: Seed(BODY[:, :, 20])})
+        with pytest.raises(InputError, match="label 0 is none; labels are 1 to 255"):
+            session.put(0, {20: Seed(BODY[:, :, 20])})
+
+
+class TestRegions:
+    def test_an_object_that_grows_gets_a_larger_region(self, engine: FakeSam2) -> None:
+        cone = ((X - 30) ** 2 + (Y - 25) ** 2 < (2 + 1.1 * (Z - 8)) ** 2) & (Z >= 8) & (Z < 28)
+        session = Propagation(ct(cone), engine)
+        session.put(1, {10: Seed(cone[:, :, 10])})
+        assert dice(session.run().voxels == 1, cone) > 0.93
+
+    def test_a_region_of_interest_bounds_all(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine, roi=(20, 34, 10, 40, 15, 26))
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        found = session.run().voxels == 1
+        assert list(np.flatnonzero(found.any(axis=(0, 1)))) == list(range(15, 26))
+        assert not found[34:, :, 21].any()
+        assert np.array_equal(found[:, :, 20], BODY[:, :, 20])
+        assert engine.encoded == 11
+
+    def test_a_region_of_interest_is_not_outgrown(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine, roi=(26, 34, 20, 30, 0, 40))
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        found = session.run().voxels[:, :, 15] == 1
+        assert np.array_equal(np.argwhere(found).min(axis=0), [26, 20])
+        assert np.array_equal(np.argwhere(found).max(axis=0), [33, 29])
+        assert engine.encoded < 40
+
+    def test_a_region_of_interest_elsewhere_is_refused(self, engine: FakeSam2) -> None:
+        with pytest.raises(InputError, match="the region of interest is outside the image"):
+            Propagation(ct(BODY), engine, roi=(70, 80, 10, 40, 15, 26))
+
+    def test_points_and_boxes(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(points=np.array([[30, 25]]), labels=np.array([1]))})
+        assert dice(session.run().voxels == 1, BODY) > 0.9
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(box=(20, 40, 15, 36))})
+        assert dice(session.run().voxels == 1, BODY) > 0.9
+
+    def test_a_sagittal_outline_is_propagated_and_kept(self, engine: FakeSam2) -> None:
+        painted = np.zeros(SHAPE, np.uint8)
+        painted[30] = BODY[30]
+        image = ct(BODY)
+        session = Propagation(image, engine)
+        session.put_found(from_labels(image.with_voxels(painted)))
+        found = session.run().voxels == 1
+        assert dice(found, BODY) > 0.9
+        assert found[painted == 1].all()
+
+    def test_islands_that_no_seed_reaches_are_left_out(self, engine: FakeSam2) -> None:
+        """What is bright beside the object's last mask but was never part of it."""
+        arm = cylinder(30, 25, 8, 10, 20) | (cylinder(30, 25, 3, 20, 30))
+        session = Propagation(ct(arm), engine)
+        session.put(1, {15: Seed(arm[:, :, 15])})
+        assert dice(session.run().voxels == 1, arm) > 0.9
+
+
+class TestLimits:
+    def test_progress_reaches_its_total(self, engine: FakeSam2) -> None:
+        seen: list[tuple[int, int]] = []
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        session.run(lambda done, total: seen.append((done, total)))
+        assert seen[-1] == (39, 39)
+        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+        session.put(9, {20: Seed(cylinder(8, 8, 3, 0, 40)[:, :, 20])})
+        seen.clear()
+        session.run(lambda done, total: seen.append((done, total)))
+        assert seen[-1] == (39, 39)  # the first object is not done again
+
+    def test_cancelling_midway_keeps_nothing_half_done(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine)
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        asked = iter([False] * 4 + [True] * 100)
+        with pytest.raises(Cancelled):
+            session.run(cancelled=lambda: next(asked))
+        steps = len(engine.steps)
+        assert 0 < steps < 6
+        fresh = Propagation(ct(BODY), FakeSam2())
+        fresh.put(1, {20: Seed(BODY[:, :, 20])})
+        assert np.array_equal(session.run().voxels, fresh.run().voxels)
+
+    def test_what_it_may_hold_is_bounded(self, engine: FakeSam2) -> None:
+        tall = Volume(np.zeros((8, 8, 200_000), np.int16), np.eye(4))
+        session = Propagation(tall, engine, parameters=PropagateParameters(state_mib=1))
+        session.put(1, {20: Seed(np.ones((8, 8), bool))})
+        with pytest.raises(InputError, match="1 MiB are allowed: propagate fewer labels at a time"):
+            session.run()
+
+    def test_a_cache_without_room_costs_time_and_no_result(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine, cache=EmbeddingCache(0))
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        assert dice(session.run().voxels == 1, BODY) > 0.93
+
+    def test_sessions_share_features_through_a_cache(self, engine: FakeSam2) -> None:
+        image, cache = ct(BODY), EmbeddingCache(1 << 24)
+        for _ in range(2):
+            session = Propagation(image, engine, cache=cache)
+            session.put(1, {20: Seed(BODY[:, :, 20])})
+            session.run()
+            encoded = engine.encoded
+        assert encoded < 40
+
+    def test_a_guide_stops_an_overrun(self, engine: FakeSam2) -> None:
+        """The table below the patient is as bright; the segmenter knows where the organ ends."""
+        column = cylinder(30, 25, 8, 10, 40)
+        image = ct(column)
+        guide = image.with_voxels((column & (Z < 24)).astype(np.uint8))
+        session = Propagation(image, engine, guide={1: guide})
+        session.put(1, {15: Seed(column[:, :, 15])})
+        found = session.run().voxels == 1
+        assert np.flatnonzero(found.any(axis=(0, 1)))[-1] == 23
+
+    def test_a_guide_of_another_grid_is_refused(self, engine: FakeSam2) -> None:
+        other = Volume(np.zeros((3, 3, 3), np.uint8), np.eye(4))
+        with pytest.raises(InputError, match="the segmenter's result is not on the grid"):
+            Propagation(ct(BODY), engine, guide={1: other})
