@@ -135,14 +135,7 @@ def test_segment_refines_where_asked(run: Run, files: tuple[Path, Path, Path], t
     code, text, _ = run("segment", image, "-o", out, "--model", "tiny", "--refine", "mobile-sam", "--json")
     assert code == 0
     report = json.loads(text)
-    window = Segmenter.load(tiny_checkpoint).header.preprocessing.window
-    expected, _ = refine(
-        read_volume(image),
-        segmented(tiny_checkpoint, read_volume(image)),
-        Boxes(),
-        None,
-        RefineParameters(window=window),
-    )
+    expected, _ = refine(read_volume(image), segmented(tiny_checkpoint, read_volume(image)), Boxes())
     np.testing.assert_array_equal(read_volume(out, kind="label").voxels, expected.voxels)
     assert report["refined"] is True
     assert report["refinement"]["slices"] > 0

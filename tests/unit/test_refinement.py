@@ -9,17 +9,37 @@ import pytest
 from numpy.typing import NDArray
 
 from polycl.errors import InputError, NotFoundError
-from polycl.refinement import RefineParameters, refine, window_from
-from polycl.refinement.stage import visiting_order
-from polycl.sam import Embedding, Masks, Prompts
+from polycl.refinement import RefineParameters, refine
+from polycl.refinement.stage import levels
+from polycl.sam import Embedding, EmbeddingCache, Masks, Prompts
 from polycl.volume import Volume
-from polycl.window import Window
+from polycl.window import Window, window_from
 
 pytestmark = pytest.mark.unit
 
 SHAPE = (40, 36, 9)
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 2.5, 0, 12], [0, 0, 4.0, 50], [0, 0, 0, 1]])
-ALWAYS = RefineParameters(stride=1, band=None, smooth=False)
+PLAIN = {
+    "window": "soft-tissue",
+    "asks": ["box+point+mask"],
+    "box_margin": 2.0,
+    "crop_margin": None,
+    "tiles": 1,
+    "min_agreement": 0.85,
+    "min_score": 0.75,
+    "min_consent": 0.0,
+    "band": 4.0,
+    "stride": 4,
+    "smooth": True,
+}
+"""One question a component, on whole slices: the defaults may change, what they mean does not."""
+
+
+def like(**changes: Any) -> RefineParameters:
+    return RefineParameters(**(PLAIN | changes))
+
+
+ALWAYS = like(stride=1, band=None, smooth=False)
 
 
 class Threshold:
@@ -82,7 +102,7 @@ def test_a_shifted_mask_becomes_the_right_one() -> None:
     image, coarse, truth = volumes()
     refined, report = refine(image, coarse, Threshold(), None, ALWAYS)
     np.testing.assert_array_equal(refined.voxels, truth)
-    assert (report.slices, report.encoded, report.accepted, report.kept) == (7, 7, 14, 0)
+    assert (report.slices, report.encoded, report.accepted, report.kept) == (14, 14, 14, 0)
     assert report.changed_voxels == np.count_nonzero(truth != coarse.voxels)
     assert refined.voxels.dtype == np.uint8
 
@@ -94,7 +114,7 @@ ORDERS = [(axes, flips) for axes in itertools.permutations(range(3)) for flips i
 def test_every_axis_order_gives_the_same_mask(axes: tuple[int, ...], flips: tuple[bool, ...]) -> None:
     image, coarse, _ = volumes()
     coarse.voxels[3:6, 20:29, 2:5] = 2  # nothing symmetric
-    parameters = RefineParameters(stride=2)
+    parameters = like(stride=2)
     straight, first = refine(image, coarse, Threshold(), None, parameters)
     other, second = refine(turned(image, axes, flips), turned(coarse, axes, flips), Threshold(), None, parameters)
     np.testing.assert_array_equal(other.canonical().voxels, straight.voxels)
@@ -112,17 +132,17 @@ def test_what_sam_is_unsure_of_or_disagrees_on_stays_coarse(engine: Threshold) -
 def test_slices_beside_unchanged_ones_are_skipped() -> None:
     image, _, truth = volumes()
     engine = Threshold()
-    refined, report = refine(image, Volume(truth, AFFINE), engine, None, RefineParameters(stride=4))
+    refined, report = refine(image, Volume(truth, AFFINE), engine, None, like(stride=4))
     np.testing.assert_array_equal(refined.voxels, truth)
-    assert (report.slices, report.encoded, report.skipped) == (7, 3, 4)
-    assert len(engine.encoded) == 3
+    assert (report.slices, report.encoded, report.skipped) == (14, 6, 8)
+    assert len(engine.encoded) == 3, "both labels see the same slices"
 
 
 def test_a_slice_that_changes_has_the_ones_beside_it_visited() -> None:
     image, _, truth = volumes()
     coarse = truth.copy()
     coarse[:, :, 5] = np.roll(truth[:, :, 5], 1, axis=0)  # position 4 of 7: always visited
-    _, report = refine(image, Volume(coarse, AFFINE), Threshold(), None, RefineParameters(stride=4))
+    _, report = refine(image, Volume(coarse, AFFINE), Threshold(), None, like(stride=4), labels=[1])
     assert (report.encoded, report.skipped) == (6, 1)
 
 
@@ -131,7 +151,7 @@ def test_only_slices_with_coarse_mask_are_encoded_and_nothing_is_invented() -> N
     coarse.voxels[:, :, 3:] = 0
     coarse.voxels[coarse.voxels[:, :, 2] == 2, 2] = 0
     engine = Threshold()
-    refined, _ = refine(image, coarse, engine, None, RefineParameters(stride=1, band=None))
+    refined, _ = refine(image, coarse, engine, None, like(stride=1, band=None))
     assert len(engine.encoded) == 2
     assert not refined.voxels[:, :, 3:].any()
     assert not (refined.voxels[:, :, 2] == 2).any()
@@ -157,7 +177,7 @@ def test_two_labels_never_share_and_never_take_what_was_kept() -> None:
     joined[8:20, 8:24, 1:8] = 1
     joined[20:30, 8:24, 1:8] = 2
     coarse = Volume(joined, AFFINE)
-    refined, report = refine(Volume(hu, AFFINE), coarse, Threshold(), None, RefineParameters(stride=1, band=None))
+    refined, report = refine(Volume(hu, AFFINE), coarse, Threshold(), None, like(stride=1, band=None))
     assert report.accepted == 14
     assert set(np.unique(refined.voxels[8:30, 8:24, 1:8])) == {1, 2}
     only, _ = refine(Volume(hu, AFFINE), coarse, Threshold(), None, ALWAYS, labels=[1])
@@ -177,7 +197,7 @@ def test_the_band_limits_how_far_the_edge_moves() -> None:
 def test_smoothing_reverts_a_change_that_both_neighbours_deny() -> None:
     image, _, truth = volumes()
     image.voxels[12, 17, 4] = -60
-    parameters = RefineParameters(stride=1, band=None)
+    parameters = like(stride=1, band=None)
     smoothed, _ = refine(image, Volume(truth, AFFINE), Threshold(), None, parameters)
     assert smoothed.voxels[12, 17, 4] == 1
 
@@ -185,9 +205,10 @@ def test_smoothing_reverts_a_change_that_both_neighbours_deny() -> None:
 def test_sam_sees_the_region_around_the_organ() -> None:
     image, coarse, _ = volumes()
     engine = Threshold()
-    refine(image, coarse, engine, None, RefineParameters(crop_margin=5.0, min_crop=1.0))
+    coarse.voxels[coarse.voxels == 2] = 1
+    refine(image, coarse, engine, None, like(crop_margin=5.0, min_crop=1.0))
     whole = Threshold()
-    refine(image, coarse, whole, None, RefineParameters(crop_margin=None))
+    refine(image, coarse, whole, None, like(crop_margin=None))
     assert whole.encoded[0].shape == (36, 40)
     rows, columns = np.flatnonzero(coarse.voxels.any(axis=(0, 2))), np.flatnonzero(coarse.voxels.any(axis=(1, 2)))
     assert engine.encoded[0].shape == (np.ptp(rows) + 5, min(40, columns[-1] + 3) - max(0, columns[0] - 2))
@@ -196,14 +217,14 @@ def test_sam_sees_the_region_around_the_organ() -> None:
 def test_prompts_are_box_point_and_mask_as_asked() -> None:
     image, coarse, _ = volumes()
     engine = Threshold()
-    refine(image, coarse, engine, None, RefineParameters(point=True, mask_prompt=True, crop_margin=None))
+    refine(image, coarse, engine, None, like())
     prompts = engine.prompts[0]
     column, row = prompts.points[0].astype(int)
     assert coarse.voxels[39 - column, 35 - row, 1] == 1
     assert prompts.mask_logits is not None
     assert prompts.mask_logits[int((row + 0.5) * 6.4), int((column + 0.5) * 6.4)] > 5
     bare = Threshold()
-    refine(image, coarse, bare, None, RefineParameters(point=False, mask_prompt=False))
+    refine(image, coarse, bare, None, like(asks=["box"]))
     assert len(bare.prompts[0].points) == 0
     assert bare.prompts[0].mask_logits is None
 
@@ -214,7 +235,7 @@ def test_a_slice_that_is_not_finite_is_kept() -> None:
     hu[:, :, 4] = np.nan
     refined, report = refine(Volume(hu, AFFINE), coarse, Threshold(), None, ALWAYS)
     np.testing.assert_array_equal(refined.voxels[:, :, 4], coarse.voxels[:, :, 4])
-    assert (report.unreadable, report.encoded) == (1, 6)
+    assert (report.unreadable, report.encoded) == (2, 12)
 
 
 def test_an_empty_mask_costs_nothing() -> None:
@@ -229,9 +250,70 @@ def test_an_empty_mask_costs_nothing() -> None:
 def test_the_input_is_left_alone_and_progress_ends_at_the_total() -> None:
     image, coarse, _ = volumes()
     before, steps = coarse.voxels.copy(), []
-    refine(image, coarse, Threshold(), None, None, lambda done, total: steps.append((done, total)))
+    refine(image, coarse, Threshold(), None, like(), lambda done, total: steps.append((done, total)))
     np.testing.assert_array_equal(coarse.voxels, before)
-    assert steps == [(n, 7) for n in range(1, 8)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == (14, 14)
+
+
+@pytest.mark.parametrize("tiles", [2, 3])
+def test_several_slices_in_one_picture_give_what_single_ones_give(tiles: int) -> None:
+    image, coarse, _ = volumes()
+    coarse.voxels[3:6, 20:29, 2:5] = 2
+    for crop in (None, 5.0):
+        how = ALWAYS.model_copy(update={"min_agreement": 0.5, "crop_margin": crop, "min_crop": 1.0})
+        alone, first = refine(image, coarse, Threshold(), None, how, labels=[2])
+        engine = Threshold()
+        together, second = refine(image, coarse, engine, None, how.model_copy(update={"tiles": tiles}), labels=[2])
+        np.testing.assert_array_equal(together.voxels, alone.voxels)
+        assert (first.accepted, first.encoded, first.encodings) == (second.accepted, second.encoded, 7)
+        assert second.encodings == len(engine.encoded) == -(-7 // tiles**2)
+        assert (first.accepted, first.kept) == (7, 3)
+
+
+def test_the_window_is_around_the_inside_of_each_organ() -> None:
+    hu, truth, coarse = scene()
+    hu[truth == 2] = 410
+    engine = Threshold()
+    how = like(window=None, contrast=100.0, asks=["box"], stride=1, smooth=False, band=None)
+    refine(Volume(hu, AFFINE), Volume(coarse, AFFINE), engine, None, how)
+    first, second = engine.encoded[0], engine.encoded[7]
+    assert len(engine.encoded) == 14
+    assert set(np.unique(first)) == {0.0, 0.5, 1.0}
+    assert set(np.unique(second)) == {0.0, 0.5}
+
+
+def test_the_mean_of_several_answers_counts_if_they_agree() -> None:
+    image, coarse, truth = volumes()
+    asks = ["box", "box+mask", "box+point+mask"]
+
+    class Fickle(Threshold):
+        """Fills the box when it is asked about that alone."""
+
+        def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
+            masks = super().decode(embedding, prompts)
+            return masks if prompts.mask_logits is not None else Masks(masks.logits + 4.5, masks.scores, masks.low)
+
+    same, one = refine(image, coarse, Threshold(), None, like(asks=asks, stride=1, band=None, min_consent=0.99))
+    np.testing.assert_array_equal(same.voxels, truth)
+    assert one.accepted == 14
+    mean, two = refine(image, coarse, Fickle(), None, like(asks=asks, stride=1, band=None, min_agreement=0.5))
+    np.testing.assert_array_equal(mean.voxels, truth)
+    assert two.accepted == 14
+    kept, three = refine(image, coarse, Fickle(), None, like(asks=asks, stride=1, band=None, min_consent=0.9))
+    np.testing.assert_array_equal(kept.voxels, coarse.voxels)
+    assert (three.accepted, three.kept) == (0, 14)
+
+
+def test_pictures_are_shared_by_those_who_refine_again() -> None:
+    image, coarse, _ = volumes()
+    engine, cache = Threshold(), EmbeddingCache(1 << 20)
+    how = ALWAYS.model_copy(update={"tiles": 2})
+    for _ in range(2):
+        refine(image, coarse, engine, cache, how)
+    assert len(engine.encoded) == 2
+    refine(image, coarse, engine, cache, ALWAYS)
+    assert len(engine.encoded) == 2 + 7, "a slice alone is another picture"
 
 
 def test_a_mask_of_another_grid_is_refused() -> None:
@@ -249,9 +331,9 @@ def test_a_mask_of_another_grid_is_refused() -> None:
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])
 def test_each_slice_comes_once_after_those_it_depends_on(count: int, stride: int) -> None:
     seen: list[int] = []
-    for position, around in visiting_order(count, stride):
-        assert set(around) <= set(seen)
-        seen.append(position)
+    for level in levels(count, stride):
+        assert all(set(around) <= set(seen) for around in level.values())
+        seen += level
     assert sorted(seen) == list(range(count))
 
 
@@ -263,6 +345,9 @@ def test_each_slice_comes_once_after_those_it_depends_on(count: int, stride: int
         ({"min_agreement": 1.5}, "min_agreement"),
         ({"band": float("nan")}, "band"),
         ({"window": [40, 0]}, "width"),
+        ({"asks": []}, "asks"),
+        ({"asks": ["point"]}, "asks"),
+        ({"tiles": 9}, "tiles"),
         ({"window": "liver"}, "soft-tissue"),
     ],
 )
@@ -273,7 +358,7 @@ def test_wrong_parameters_are_named(values: dict[str, Any], word: str) -> None:
 
 def test_windows_by_name_and_numbers() -> None:
     assert window_from("lung") == Window(level=-600, width=1500)
-    assert RefineParameters(window=[50, 350]).window == Window(level=50, width=350)
+    assert like(window=[50, 350]).window == Window(level=50, width=350)
     for bad in (None, 3, [1], [1, "a"], [1, float("inf")], [True, 4], {"level": 3}):
         with pytest.raises(InputError, match="window must be"):
             window_from(bad)

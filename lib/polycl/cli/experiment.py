@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polycl.cli import options
+from polycl.cli.experiment_refinement import refinement
 
 if TYPE_CHECKING:
     from polycl.experiments.label_efficiency import Experiment
     from polycl.experiments.tasks import Task
 
 app = typer.Typer(help="Compare methods on the fixed splits.", no_args_is_help=True)
+app.command("refinement")(refinement)
 
 
 @app.command("label-efficiency")

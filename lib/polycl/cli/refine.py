@@ -19,12 +19,13 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="A parameter of the refinement, as NAME=VALUE; may be repeated.")
 ]
 Window = Annotated[
-    str | None, typer.Option(help="What SAM sees: soft-tissue, lung, bone, brain, or LEVEL,WIDTH in HU.")
+    str | None,
+    typer.Option(help="What SAM sees: soft-tissue, lung, bone, brain, header (the image's own), or LEVEL,WIDTH in HU."),
 ]
 
 
 def refine(
-    image: Annotated[Path, typer.Argument(help="A CT: NIfTI, NRRD, a DICOM folder or file.")],
+    image: options.Image,
     mask: Annotated[Path, typer.Option(help="The label map to refine, on the grid of IMAGE.")],
     output: options.Output,
     model: Annotated[str | None, typer.Option(help="A SAM model of the catalogue; the one at hand otherwise.")] = None,
@@ -45,7 +46,7 @@ def refine(
     require_writable(output)
 
     engine = load(model, settings)
-    volume = read_volume(image, series_uid=series, allow_any_values=any_values, max_voxels=settings.max_voxels)
+    volume = options.read_image(image, settings, series, any_values)
     coarse = read_volume(mask, kind="label", max_voxels=settings.max_voxels)
     volume.require_same_grid(coarse, f"{mask.name}:")
     _check_labels(coarse, label)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from polycl.errors import InputError
-from polycl.window import WINDOWS, Window
+from polycl.window import FromHeader, Window, window_from
+
+Ask = Literal["box", "box+point", "box+mask", "box+point+mask"]
 
 
 class RefineParameters(BaseModel):
@@ -19,21 +20,30 @@ class RefineParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    window: Window = Field(default=Window.named("soft-tissue"), description="what SAM sees: a name or [level, width]")
+    window: Window | FromHeader | None = Field(
+        default=None,
+        description="what SAM sees: a name, [level, width], or header; null: around the organ's own middle value",
+    )
+    contrast: float = Field(default=100.0, gt=0, description="width in HU of the window around that value")
     min_area: float = Field(default=60.0, ge=0, description="smaller components on a slice are kept as they are")
     box_margin: float = Field(default=2.0, ge=0, description="added to each side of a component's box")
-    point: bool = Field(default=True, description="also give the innermost pixel of the component as a point")
-    mask_prompt: bool = Field(
-        default=True, description="also give the coarse mask itself; a box alone loses a liver's outline"
+    asks: tuple[Ask, ...] = Field(
+        default=("box", "box+mask", "box+point+mask"),
+        min_length=1,
+        description="what SAM is told of a component, its innermost pixel being the point; the answers are averaged",
     )
     crop_margin: float | None = Field(
-        default=None,
+        default=20.0,
         ge=0,
-        description="around the region that SAM sees; null: whole slices, whose embeddings serve clicks too",
+        description="around the region that SAM sees; null: whole slices",
     )
     min_crop: float = Field(default=120.0, gt=0, description="smallest side of that region")
+    tiles: int = Field(
+        default=2, ge=1, le=4, description="so many by so many slices in one picture, which costs one encoding"
+    )
     min_agreement: float = Field(default=0.85, ge=0, le=1, description="least Dice of SAM's mask with the component")
     min_score: float = Field(default=0.75, description="least score that SAM gives its own mask")
+    min_consent: float = Field(default=0.8, ge=0, le=1, description="least Dice of any two of SAM's answers")
     band: float | None = Field(
         default=4.0, gt=0, description="further than this from the component's edge nothing changes; null: no limit"
     )
@@ -55,7 +65,7 @@ class RefineParameters(BaseModel):
     @field_validator("window", mode="before")
     @classmethod
     def _window(cls, value: Any) -> Any:
-        return value if isinstance(value, dict) else window_from(value)
+        return value if value is None or isinstance(value, dict) else window_from(value)
 
     @field_validator("stride")
     @classmethod
@@ -63,21 +73,6 @@ class RefineParameters(BaseModel):
         if value & (value - 1):
             raise ValueError("must be a power of two")
         return value
-
-
-def window_from(value: object) -> Window:
-    """A window by name ("lung") or as [level, width] in HU; InputError for anything else."""
-    if isinstance(value, Window):
-        return value
-    if isinstance(value, str):
-        return Window.named(value)
-    if isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(part) for part in value) and value[1] > 0:
-        return Window(level=value[0], width=value[1])
-    raise InputError(f"window must be one of {', '.join(WINDOWS)}, or [level, width] in HU with a width above 0")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _sentence(error: ValidationError) -> str:

@@ -1,20 +1,22 @@
-"""Components of a coarse mask on one slice: the prompts they give, and what becomes of SAM's answer.
+"""Components of a coarse mask on one slice: what SAM is asked about them, and what becomes of its answers.
 
-Arrays here are slices as SAM sees them: [rows, columns], top = front, left = the patient's right.
+Arrays here are slices as SAM sees them: [rows, columns], top = front, left = the patient's right; whole, or a region.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from polycl.metrics import dice
-from polycl.refinement.parameters import RefineParameters
+from polycl.refinement.parameters import Ask, RefineParameters
 from polycl.sam import Masks, Prompts, mask_prompt
+from polycl.sam.slices import Mosaic, Region
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 Spacing = tuple[float, float]
@@ -23,7 +25,7 @@ Spacing = tuple[float, float]
 
 @dataclass(frozen=True)
 class Piece:
-    """One component of one label on one slice: `mask` [rows, columns] over the whole slice, and its pixel bounds."""
+    """One component of one label on one slice: `mask` [rows, columns] over all that SAM sees, and its pixel bounds."""
 
     label: int
     mask: NDArray[np.bool_]
@@ -32,78 +34,136 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """What replaces a piece: the new mask and how sure SAM is of each pixel (a logit, infinite where it had no say)."""
+class Answer:
+    """What SAM makes of a piece: a logit for each pixel it sees, its own score, and how far its answers agree."""
 
+    logits: NDArray[np.float32]
+    score: float
+    consent: float
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What replaces a piece, in the part `region` of the slice; `before` is the piece there.
+
+    `strength` is how sure SAM is of each pixel: a logit, infinite where it had no say.
+    """
+
+    label: int
+    region: Region
+    before: NDArray[np.bool_]
     mask: NDArray[np.bool_]
     strength: NDArray[np.float32]
     agreement: float
 
 
-def pieces_of(
-    labels: NDArray[np.uint8], ids: Collection[int], spacing: Spacing, min_area: float
-) -> tuple[list[Piece], int]:
-    """The components (8 neighbours) of the labels `ids`, and how many were below `min_area` mm² and left out."""
+def pieces_of(mask: NDArray[np.bool_], label: int, spacing: Spacing, min_area: float) -> tuple[list[Piece], int]:
+    """The components (8 neighbours) of a label's mask, and how many were below `min_area` mm² and left out."""
     pieces, small = [], 0
-    for label in sorted(ids):
-        components, _ = ndimage.label(labels == label, EIGHT_NEIGHBOURS)
-        for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
-            mask = components == number
-            if int(np.count_nonzero(mask)) * spacing[0] * spacing[1] < min_area:
-                small += 1
-            else:
-                pieces.append(Piece(label, mask, rows, columns))
+    components, _ = ndimage.label(mask, EIGHT_NEIGHBOURS)
+    for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
+        one = components == number
+        if int(np.count_nonzero(one)) * spacing[0] * spacing[1] < min_area:
+            small += 1
+        else:
+            pieces.append(Piece(label, one, rows, columns))
     return pieces, small
 
 
-def prompts_for(piece: Piece, spacing: Spacing, parameters: RefineParameters) -> Prompts:
-    """The padded box of a piece and, as the parameters ask, its innermost pixel and its mask."""
-    rows, columns = _padded(piece, spacing, parameters.box_margin)
+def prompts_for(
+    piece: Piece, ask: Ask, spacing: Spacing, margin: float, mosaic: Mosaic | None = None, number: int = 0
+) -> Prompts:
+    """The box of a piece, padded by `margin` mm, and as `ask` says its innermost pixel and its mask.
+
+    On a mosaic the slice is picture `number`.
+    """
+    mosaic = mosaic or Mosaic(1, (piece.mask.shape[0], piece.mask.shape[1]))
+    top, left = (part.start for part in mosaic.tile(number))
+    rows, columns = padded(piece, spacing, margin)
     box = np.array([columns.start, rows.start, columns.stop - 1, rows.stop - 1], dtype=np.float64)
+    box += (left, top, left, top)
     points, inside = np.zeros((0, 2)), np.zeros(0, np.int64)
-    if parameters.point:
+    if "point" in ask:
         depth = ndimage.distance_transform_edt(np.pad(piece.mask[piece.rows, piece.columns], 1), sampling=spacing)
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-        points = np.array([[column - 1 + piece.columns.start, row - 1 + piece.rows.start]], np.float64)
+        points = np.array([[column - 1 + piece.columns.start + left, row - 1 + piece.rows.start + top]], np.float64)
         inside = np.ones(1, np.int64)
-    logits = mask_prompt(piece.mask) if parameters.mask_prompt else None
+    logits = mask_prompt(mosaic.whole({number: piece.mask})) if "mask" in ask else None
     return Prompts(points=points, labels=inside, box=box, mask_logits=logits)
 
 
-def choose(piece: Piece, masks: Masks, spacing: Spacing, parameters: RefineParameters) -> Accepted | None:
-    """SAM's best candidate for a piece, limited to its box and band; None if none agrees enough or is sure enough."""
-    best: tuple[float, int, NDArray[np.bool_], float] | None = None
-    rows, columns = _padded(piece, spacing, parameters.box_margin)
+def together(piece: Piece, answers: Sequence[Masks], spacing: Spacing, margin: float) -> Answer:
+    """The mean of what SAM answered, each time by the candidate that it and the piece like best, and their consent:
+
+    the least Dice of any two within the box; 1 for one answer alone.
+    """
+    rows, columns = padded(piece, spacing, margin)
     coarse = piece.mask[rows, columns]
-    for index, score in enumerate(masks.scores):
-        candidate = _touching(masks.logits[index][rows, columns] > 0, coarse)
-        agreement = dice(candidate, coarse) or 0.0
-        passes = agreement >= parameters.min_agreement and score >= parameters.min_score
-        if passes and (best is None or score * agreement > best[0]):
-            best = float(score) * agreement, index, candidate, agreement
-    if best is None:
+    logits, scores = [], []
+    for masks in answers:
+        liked = [
+            float(score) * (dice(one[rows, columns] > 0, coarse) or 0.0)
+            for one, score in zip(masks.logits, masks.scores, strict=True)
+        ]
+        best = int(np.argmax(liked))
+        logits.append(masks.logits[best])
+        scores.append(float(masks.scores[best]))
+    agreed = [dice(a[rows, columns] > 0, b[rows, columns] > 0) or 0.0 for a, b in combinations(logits, 2)]
+    mean: NDArray[np.float32] = np.mean(logits, axis=0)
+    return Answer(mean, float(np.mean(scores)), min(agreed, default=1.0))
+
+
+def judge(piece: Piece, answer: Answer, spacing: Spacing, how: RefineParameters) -> Accepted | None:
+    """The answer within the piece's box and band, if it is trusted; None keeps the piece as it is."""
+    rows, columns = padded(piece, spacing, how.box_margin)
+    coarse = piece.mask[rows, columns]
+    logits = answer.logits[rows, columns]
+    mask = _touching(logits > 0, coarse)
+    agreement = dice(mask, coarse) or 0.0
+    if agreement < how.min_agreement or answer.score < how.min_score or answer.consent < how.min_consent:
         return None
-    _, index, inner, agreement = best
-    strength = np.full(piece.mask.shape, -np.inf, np.float32)
-    strength[rows, columns] = masks.logits[index][rows, columns]
-    mask = np.zeros_like(piece.mask)
-    mask[rows, columns] = inner
-    if parameters.band is not None:
-        settled = _edge_distance(coarse, spacing) > parameters.band
-        mask[rows, columns][settled] = coarse[settled]
-        strength[rows, columns][settled & coarse] = np.inf
-        agreement = dice(mask, piece.mask) or 0.0
-    return Accepted(mask, strength, agreement)
+    strength = logits.astype(np.float32)
+    if how.band is not None:
+        settled = _edge_distance(coarse, spacing) > how.band
+        mask[settled] = coarse[settled]
+        strength[settled & coarse] = np.inf
+        agreement = dice(mask, coarse) or 0.0
+    return Accepted(piece.label, (rows, columns), coarse, mask, strength, agreement)
 
 
-def _padded(piece: Piece, spacing: Spacing, margin: float) -> tuple[slice, slice]:
-    """The rows and columns of the piece with `margin` mm on each side, within the slice."""
+def padded(piece: Piece, spacing: Spacing, margin: float) -> Region:
+    """The rows and columns of the piece with `margin` mm on each side, within what SAM sees."""
     pads = [round(margin / mm) for mm in spacing]
     rows, columns = (
         slice(max(0, bounds.start - pad), min(length, bounds.stop + pad))
         for bounds, pad, length in zip((piece.rows, piece.columns), pads, piece.mask.shape, strict=True)
     )
     return rows, columns
+
+
+def moved(accepted: Accepted, seen: Region) -> Accepted:
+    """The same on the whole slice, of which `seen` is what SAM saw."""
+    starts = [part.start or 0 for part in seen]
+    rows, columns = (
+        slice(part.start + start, part.stop + start) for part, start in zip(accepted.region, starts, strict=True)
+    )
+    return replace(accepted, region=(rows, columns))
+
+
+def compose(labels: NDArray[np.uint8], accepted: Sequence[Accepted]) -> None:
+    """Put the accepted masks into the `labels` [rows, columns] of a slice, in place.
+
+    What they do not replace stays. Where two claim a pixel, the one SAM is surer of has it.
+    """
+    for new in accepted:
+        labels[new.region][new.before] = 0
+    free = labels == 0
+    best = np.full(labels.shape, -np.inf, np.float32)
+    for new in accepted:
+        here, surest = labels[new.region], best[new.region]
+        wins = free[new.region] & new.mask & ((new.strength > surest) | (here == 0))
+        here[wins] = new.label
+        surest[wins] = new.strength[wins]
 
 
 def _touching(candidate: NDArray[np.bool_], coarse: NDArray[np.bool_]) -> NDArray[np.bool_]:

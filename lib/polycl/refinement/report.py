@@ -14,6 +14,7 @@ class RefineReport:
         engine, sha256: the SAM that was asked.
         slices: slices that hold something to refine.
         encoded: of these, those shown to SAM (from a cache or not).
+        encodings: pictures they were shown in.
         skipped: those left out because the slices beside them did not change.
         unreadable: those with values that are not finite, kept as they are.
         accepted, kept: components replaced by SAM's mask; components where the coarse one was the safer.
@@ -26,6 +27,7 @@ class RefineReport:
     sha256: str
     slices: int = 0
     encoded: int = 0
+    encodings: int = 0
     skipped: int = 0
     unreadable: int = 0
     accepted: int = 0

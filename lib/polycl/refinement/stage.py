@@ -9,23 +9,41 @@ skipped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from polycl.errors import InputError
 from polycl.refinement.parameters import RefineParameters
-from polycl.refinement.pieces import Accepted, Piece, Spacing, choose, pieces_of, prompts_for
+from polycl.refinement.pieces import (
+    EIGHT_NEIGHBOURS,
+    Accepted,
+    Answer,
+    Piece,
+    Spacing,
+    compose,
+    judge,
+    moved,
+    pieces_of,
+    prompts_for,
+    together,
+)
 from polycl.refinement.report import RefineReport
-from polycl.sam import EmbeddingCache, Engine, to_image
-from polycl.sam.slices import Region, SliceEncoder
+from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
+from polycl.sam.slices import Mosaic, Region, SliceEncoder
 from polycl.volume import Volume
 from polycl.volume.checks import to_label
+from polycl.window import Window, seen_through
 
 Progress = Callable[[int, int], None]
 """Called with slices done and slices in all; may raise to stop."""
 EVERYTHING: Region = (slice(None), slice(None))
+LEVEL_STEP = 10
+"""HU."""
+OWN_CACHE_BYTES = 1 << 28
+"""For labels that see the same slices."""
 
 
 def refine(
@@ -44,7 +62,7 @@ def refine(
         volume: any axis order.
         coarse: a label map on the same grid, 0 background.
         engine: the SAM to ask.
-        cache: embeddings that may be there already; those made are left in it.
+        cache: embeddings that may be there already; those made are left in it. One of its own if None.
         parameters: the defaults if None.
         progress: called after each slice.
         labels: ids to refine, all if None. The others stay exactly as they are.
@@ -57,31 +75,32 @@ def refine(
     started = time.perf_counter()
     result = volume.with_voxels(np.array(to_label(coarse.voxels)))
     before = volume.with_voxels(to_label(coarse.voxels)).canonical().voxels
-    work = _Work(volume, before, result.canonical().voxels, engine, parameters or RefineParameters())
-    cache = EmbeddingCache(0) if cache is None else cache
+    out = result.canonical().voxels
+    work = _Work(volume, before, engine, parameters or RefineParameters())
+    cache = EmbeddingCache(OWN_CACHE_BYTES) if cache is None else cache
     with cache.serving():
-        touched = work.run(cache, labels, progress)
+        touched = work.run(out, cache, labels, progress)
     if work.how.smooth:
-        smooth_changes(work.out, before, touched)
-    work.report.changed_voxels = sum(int(np.count_nonzero(work.out[:, :, z] != before[:, :, z])) for z in touched)
+        smooth_changes(out, before, touched)
+    work.report.changed_voxels = sum(int(np.count_nonzero(out[:, :, z] != before[:, :, z])) for z in touched)
     work.report.seconds["total"] = time.perf_counter() - started
     return result, work.report
 
 
-def visiting_order(count: int, stride: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Positions 0 to `count` - 1 from coarse to fine, each with the two around it that came before (none at first).
+def levels(count: int, stride: int) -> Iterator[dict[int, tuple[int, ...]]]:
+    """Positions 0 to `count` - 1 from coarse to fine, each with the two around it of earlier levels (none at first).
 
-    >>> list(visiting_order(5, 2))
-    [(0, ()), (2, ()), (4, ()), (1, (0, 2)), (3, (2, 4))]
+    >>> list(levels(5, 2))
+    [{0: (), 2: (), 4: ()}, {1: (0, 2), 3: (2, 4)}]
     """
     always = [*range(0, count, stride)]
     if count and always[-1] != count - 1:
         always.append(count - 1)
-    yield from ((position, ()) for position in always)
+    yield dict.fromkeys(always, ())
     while stride > 1:
         half = stride // 2
-        for position in range(half, count - 1, stride):
-            yield position, (position - half, min(position + half, count - 1))
+        between = range(half, count - 1, stride)
+        yield {position: (position - half, min(position + half, count - 1)) for position in between}
         stride = half
 
 
@@ -103,102 +122,155 @@ def smooth_changes(out: NDArray[np.uint8], before: NDArray[np.uint8], slices: Co
         out[:, :, z][replace] = below[replace]
 
 
-class _Work:
-    """One refinement: canonical arrays, the region that SAM sees, and the report that fills up."""
+class _Label:
+    """The refinement of one label: the pieces of each slice, what SAM sees of it, and the report that fills up."""
 
-    def __init__(
-        self, volume: Volume, before: NDArray[np.uint8], out: NDArray[np.uint8], engine: Engine, how: RefineParameters
-    ) -> None:
-        self.volume, self.before, self.out, self.engine, self.how = volume, before, out, engine, how
-        canonical = volume.canonical()
-        self.hu = canonical.voxels
-        self.spacing: Spacing = (canonical.spacing[1], canonical.spacing[0])
-        self.report = RefineReport(engine.name, engine.sha256)
+    def __init__(self, work: _Work, label: int, cache: EmbeddingCache) -> None:
+        self.work, self.how, self.report = work, work.how, work.report
+        self.spacing = work.spacing
+        self.mask = work.before == label
+        self.label = label
+        self.slices, self.region = self._survey()
+        window = self._window()
+        region = None if self.region == EVERYTHING else self.region
+        self.encoder = SliceEncoder(work.volume, work.engine, window, cache, region)
+        shape = to_image(self.mask[:, :, 0])[self.region].shape
+        self.mosaic = Mosaic(self.how.tiles, (shape[0], shape[1]))
 
-    def run(self, cache: EmbeddingCache, labels: Collection[int] | None, progress: Progress | None) -> list[int]:
-        """Refine `out` in place; the slices where a component was replaced."""
-        slices, region = self._survey(labels)
-        if not slices:
-            return []
-        encoder = SliceEncoder(self.volume, self.engine, self.how.window, cache, region)
-        self.report.slices = len(slices)
-        still = [False] * len(slices)
-        touched = []
-        for done, (position, around) in enumerate(visiting_order(len(slices), self.how.stride), start=1):
-            z = slices[position]
-            if around and all(still[near] for near in around):
-                self.report.skipped += 1
-                still[position] = True
-            else:
-                agreement = self._slice(z, labels, encoder, region or EVERYTHING)
-                still[position] = agreement is None or agreement >= self.how.settled
-                if agreement is not None:
-                    touched.append(z)
-            if progress is not None:
-                progress(done, len(slices))
-        return sorted(touched)
+    def run(self, step: Callable[[int], None]) -> dict[int, list[Accepted]]:
+        """What is accepted, by slice. `step` is told how many slices were done."""
+        accepted: dict[int, list[Accepted]] = {}
+        still: set[int] = set()
+        for level in levels(len(self.slices), self.how.stride):
+            skipped = {position for position, around in level.items() if around and still.issuperset(around)}
+            self.report.skipped += len(skipped)
+            step(len(skipped))
+            wanted = [self.slices[position] for position in level if position not in skipped]
+            seen = [z for z in wanted if self._readable(z)]
+            step(len(wanted) - len(seen))
+            for start in range(0, len(seen), self.mosaic.room):
+                some = seen[start : start + self.mosaic.room]
+                accepted |= self._together(some)
+                step(len(some))
+            still |= {position for position in level if self._settled(accepted.get(self.slices[position], []))}
+        return accepted
 
-    def _pieces(self, z: int, labels: Collection[int] | None, region: Region) -> tuple[list[Piece], int]:
-        plane = to_image(self.before[:, :, z])[region]
-        ids = [int(label) for label in np.unique(plane) if label and (labels is None or label in labels)]
-        return pieces_of(plane, ids, self.spacing, self.how.min_area)
+    def _settled(self, accepted: list[Accepted]) -> bool:
+        return all(new.agreement >= self.how.settled for new in accepted)
 
-    def _survey(self, labels: Collection[int] | None) -> tuple[list[int], Region | None]:
-        """Slices that hold something to refine, and the region that SAM sees of each; None for whole slices.
+    def _pieces(self, z: int, region: Region) -> tuple[list[Piece], int]:
+        return pieces_of(to_image(self.mask[:, :, z])[region], self.label, self.spacing, self.how.min_area)
+
+    def _survey(self) -> tuple[list[int], Region]:
+        """Slices that hold something to refine, and the region that SAM sees of each.
 
         The region is the same on every slice, so that SAM sees the organ at one scale.
         """
         slices, spans = [], []
-        for z in range(self.before.shape[2]):
-            pieces, small = self._pieces(z, labels, EVERYTHING) if self.before[:, :, z].any() else ([], 0)
+        for z in np.flatnonzero(self.mask.any(axis=(0, 1))).tolist():
+            pieces, small = self._pieces(z, EVERYTHING)
             self.report.small += small
             spans += [(piece.rows, piece.columns) for piece in pieces]
             if pieces:
                 slices.append(z)
         if self.how.crop_margin is None or not slices:
-            return slices, None
+            return slices, EVERYTHING
         sides = []
-        for axis, length in enumerate(to_image(self.before[:, :, 0]).shape):
+        for axis, length in enumerate(to_image(self.mask[:, :, 0]).shape):
             low, high = min(span[axis].start for span in spans), max(span[axis].stop for span in spans)
             missing = (self.how.min_crop / self.spacing[axis] - (high - low)) / 2
             pad = round(max(self.how.crop_margin / self.spacing[axis], missing))
             sides.append(slice(max(0, low - pad), min(length, high + pad)))
         return slices, (sides[0], sides[1])
 
-    def _slice(self, z: int, labels: Collection[int] | None, encoder: SliceEncoder, region: Region) -> float | None:
-        """Refine one slice; the lowest agreement of what was accepted with the coarse mask, None if nothing was."""
-        pieces, _ = self._pieces(z, labels, region)
-        if not np.isfinite(to_image(self.hu[:, :, z])[region]).all():
-            self.report.unreadable += 1
-            self.report.kept += len(pieces)
-            return None
-        started = time.perf_counter()
-        embedding = encoder.embedding(z)
-        encoded = time.perf_counter()
-        answers = self.engine.decode_many(embedding, [prompts_for(piece, self.spacing, self.how) for piece in pieces])
-        chosen = [
-            (piece, choose(piece, masks, self.spacing, self.how)) for piece, masks in zip(pieces, answers, strict=True)
+    def _window(self) -> Window:
+        """The window asked for; without one, around the middle value of the label's inside."""
+        if self.how.window is not None:
+            return seen_through(self.how.window, self.work.volume.window)
+        inside = [
+            self.work.hu[:, :, z][core if core.any() else self.mask[:, :, z]]
+            for z in self.slices
+            for core in [ndimage.binary_erosion(self.mask[:, :, z], EIGHT_NEIGHBOURS)]
         ]
-        accepted = [(piece, new) for piece, new in chosen if new is not None]
-        compose(to_image(self.out[:, :, z])[region], accepted)
-        self.report.encoded += 1
-        self.report.accepted += len(accepted)
-        self.report.kept += len(chosen) - len(accepted)
+        values = np.concatenate(inside) if inside else np.zeros(1)
+        finite = values[np.isfinite(values)]
+        level = float(np.median(finite)) if len(finite) else 0.0
+        # Rounded, so that masks that hardly differ share embeddings.
+        return Window(level=round(level / LEVEL_STEP) * LEVEL_STEP, width=self.how.contrast)
+
+    def _readable(self, z: int) -> bool:
+        """Whether the slice is all numbers; one that is not stays as it is, and is counted."""
+        if np.isfinite(to_image(self.work.hu[:, :, z])[self.region]).all():
+            return True
+        self.report.unreadable += 1
+        self.report.kept += len(self._pieces(z, self.region)[0])
+        return False
+
+    def _together(self, slices: Sequence[int]) -> dict[int, list[Accepted]]:
+        """What is accepted on slices that SAM sees in one picture; slices without are left out."""
+        started = time.perf_counter()
+        embedding = self.encoder.mosaic(slices, self.mosaic)
+        encoded = time.perf_counter()
+        self.report.encoded += len(slices)
+        self.report.encodings += 1
+        accepted = {}
+        for number, z in enumerate(slices):
+            pieces, _ = self._pieces(z, self.region)
+            answers = self._answers(pieces, embedding, number)
+            judged = [judge(piece, one, self.spacing, self.how) for piece, one in zip(pieces, answers, strict=True)]
+            new = [one for one in judged if one is not None]
+            self.report.accepted += len(new)
+            self.report.kept += len(judged) - len(new)
+            if new:
+                accepted[z] = new
         self.report.seconds["encode"] += encoded - started
         self.report.seconds["decode"] += time.perf_counter() - encoded
-        return min((new.agreement for _, new in accepted), default=None)
+        return accepted
+
+    def _answers(self, pieces: list[Piece], embedding: Embedding, number: int) -> list[Answer]:
+        """What SAM answers about each piece of picture `number`."""
+        margin, asks = self.how.box_margin, self.how.asks
+        prompts = [
+            prompts_for(piece, ask, self.spacing, margin, self.mosaic, number) for piece in pieces for ask in asks
+        ]
+        masks = self.work.engine.decode_many(embedding, prompts)
+        parts = [one.part(self.mosaic.tile(number)) for one in masks]
+        return [
+            together(piece, parts[n * len(asks) : (n + 1) * len(asks)], self.spacing, margin)
+            for n, piece in enumerate(pieces)
+        ]
 
 
-def compose(labels: NDArray[np.uint8], accepted: list[tuple[Piece, Accepted]]) -> None:
-    """Put the accepted masks into `labels` [rows, columns], in place.
+class _Work:
+    """One refinement: canonical arrays, and the report that fills up."""
 
-    What they do not replace stays. Where two claim a pixel, the one SAM is surer of has it.
-    """
-    for piece, _ in accepted:
-        labels[piece.mask] = 0
-    free = labels == 0
-    best = np.full(labels.shape, -np.inf, np.float32)
-    for piece, new in accepted:
-        wins = free & new.mask & ((new.strength > best) | (labels == 0))
-        labels[wins] = piece.label
-        best[wins] = new.strength[wins]
+    def __init__(self, volume: Volume, before: NDArray[np.uint8], engine: Engine, how: RefineParameters) -> None:
+        self.volume, self.before, self.engine, self.how = volume, before, engine, how
+        canonical = volume.canonical()
+        self.hu = canonical.voxels
+        self.spacing: Spacing = (canonical.spacing[1], canonical.spacing[0])
+        self.report = RefineReport(engine.name, engine.sha256)
+
+    def run(
+        self, out: NDArray[np.uint8], cache: EmbeddingCache, ids: Collection[int] | None, progress: Progress | None
+    ) -> list[int]:
+        """Refine `out` in place, label by label; the slices where a component was replaced."""
+        present = [int(label) for label in np.flatnonzero(np.bincount(self.before.ravel(order="K"), minlength=256))]
+        labels = [_Label(self, label, cache) for label in present if label and (ids is None or label in ids)]
+        total = sum(len(label.slices) for label in labels)
+        self.report.slices = total
+        done = 0
+
+        def step(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None and count:
+                progress(done, total)
+
+        accepted = [(label.region, label.run(step)) for label in labels if label.slices]
+        touched = sorted({z for _, found in accepted for z in found})
+        for z in touched:
+            compose(
+                to_image(out[:, :, z]), [moved(new, region) for region, found in accepted for new in found.get(z, [])]
+            )
+        return touched

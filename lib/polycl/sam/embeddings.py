@@ -61,11 +61,17 @@ class Statistics:
 
 
 class Prefetch:
-    """Slices to be computed ahead. It ends when all are there, when cancelled, or when they fill the memory."""
+    """Slices to be computed ahead. It ends when all are there, when cancelled, or when they take `limit` bytes.
 
-    def __init__(self, keys: Iterable[EmbeddingKey], compute: Callable[[EmbeddingKey], Embedding]) -> None:
-        self.keys = deque(keys)
+    `keys` is only asked for the next when no request is being served, so what it does for that may take a while.
+    """
+
+    def __init__(
+        self, keys: Iterable[EmbeddingKey], compute: Callable[[EmbeddingKey], Embedding], limit: float
+    ) -> None:
+        self.keys = iter(keys)
         self.compute = compute
+        self.limit = limit
         self.stored = 0
         self._cancelled = threading.Event()
         self._done = threading.Event()
@@ -119,10 +125,19 @@ class EmbeddingCache:
                 self._changed.notify_all()
 
     def prefetch(
-        self, keys: Iterable[EmbeddingKey], compute: Callable[[EmbeddingKey], Embedding], *, urgent: bool = False
+        self,
+        keys: Iterable[EmbeddingKey],
+        compute: Callable[[EmbeddingKey], Embedding],
+        *,
+        urgent: bool = False,
+        share: float = 1.0,
     ) -> Prefetch:
-        """Compute `keys` in this order when no request is being served; an `urgent` job before those that wait."""
-        job = Prefetch(keys, compute)
+        """Compute `keys` in this order when no request is being served; an `urgent` job before those that wait.
+
+        It takes no more than `share` of the capacity, of the disk's where there is one: more would push out its own
+        first, or what others work with.
+        """
+        job = Prefetch(keys, compute, share * max(self.capacity, self._disk.capacity if self._disk else 0))
         with self._changed:
             if urgent:
                 self._jobs.appendleft(job)
@@ -138,9 +153,10 @@ class EmbeddingCache:
             return key in self._items
 
     def statistics(self) -> dict[str, int]:
-        """Counters, and what is held now."""
+        """Counters, and what is held now; bytes, also those that the disk may take."""
         with self._changed:
             held = {"entries": len(self._items), "bytes": self._bytes, "capacity": self.capacity}
+            held |= {"waiting": len(self._jobs), "disk_capacity": self._disk.capacity if self._disk else 0}
             return asdict(self._counts) | held
 
     def close(self) -> None:
@@ -213,7 +229,7 @@ class EmbeddingCache:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: not self._serving or not self._jobs or self._jobs[0].cancelled)
-                while self._jobs and (self._jobs[0].cancelled or not self._jobs[0].keys):
+                while self._jobs and self._jobs[0].cancelled:
                     self._jobs.popleft().finish()
                 if not self._jobs:
                     self._worker = None
@@ -221,11 +237,14 @@ class EmbeddingCache:
                 if self._serving:
                     continue
                 job = self._jobs[0]
-                key = job.keys.popleft()
-            self._ahead(job, key)
+            self._ahead(job)
 
-    def _ahead(self, job: Prefetch, key: EmbeddingKey) -> None:
+    def _ahead(self, job: Prefetch) -> None:
         try:
+            key = next(job.keys, None)
+            if key is None:
+                job.cancel()
+                return
             embedding = self._get(key, lambda: job.compute(key), ahead=True)
         except Exception as error:
             reason = str(error) if isinstance(error, PolyclError) else type(error).__name__
@@ -233,7 +252,7 @@ class EmbeddingCache:
             job.cancel()
             return
         job.stored += embedding.nbytes
-        if job.stored + embedding.nbytes > self.capacity:  # the next would push out this job's first
+        if job.stored + embedding.nbytes > job.limit:
             job.cancel()
 
 

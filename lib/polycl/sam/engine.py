@@ -51,6 +51,10 @@ class Masks:
     scores: NDArray[np.float32]
     low: NDArray[np.float32]
 
+    def part(self, region: tuple[slice, slice]) -> Masks:
+        """The same candidates on a region (rows, columns) of the image."""
+        return Masks(self.logits[:, *region], self.scores, self.low)
+
     @property
     def best(self) -> int:
         """The candidate with the highest score."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from polycl.catalogue import Catalogue, SamEntry
 from polycl.sam.engine import Engine, Recipe
@@ -27,11 +27,11 @@ def load_engine(name: str, settings: Settings) -> Engine:
         from polycl.sam.onnx_engine import OnnxEngine
 
         return OnnxEngine.load(paths[0].parent, name=name, sums=sums, device=settings.device)
-    from polycl.sam.torch_engine import TorchEngine
+    from polycl.sam.torch_engine import ModelType, TorchEngine
 
     return TorchEngine.load(
         paths[0],
-        entry.listing.architecture,
+        cast(ModelType, entry.listing.architecture),  # those of SAM 2 are of another kind
         name=name,
         sums=sums,
         device=settings.device,

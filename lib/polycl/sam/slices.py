@@ -1,6 +1,10 @@
-"""The slices of one volume as one engine sees them, each embedded at most once."""
+"""The slices of one volume as one engine sees them, alone or several in one picture, each embedded at most once."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +17,32 @@ from polycl.window import Window
 
 Region = tuple[slice, slice]
 """Rows and columns of a slice's image."""
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Pictures of one shape (H, W) in a square of `side` x `side`, row by row, so that one encoding serves them all."""
+
+    side: int
+    shape: tuple[int, int]
+
+    @property
+    def room(self) -> int:
+        """Pictures that there is place for."""
+        return self.side**2
+
+    def tile(self, number: int) -> Region:
+        """Rows and columns of picture `number` on the whole."""
+        (row, column), (height, width) = divmod(number, self.side), self.shape
+        return slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width)
+
+    def whole(self, pictures: Mapping[int, NDArray[Any]]) -> NDArray[Any]:
+        """The pictures [H, W] by number in their places, and nothing (0) in the others."""
+        kind = next(iter(pictures.values())).dtype
+        canvas: NDArray[Any] = np.zeros((self.side * self.shape[0], self.side * self.shape[1]), kind)
+        for number, picture in pictures.items():
+            canvas[self.tile(number)] = picture
+        return canvas
 
 
 class SliceEncoder:
@@ -41,12 +71,28 @@ class SliceEncoder:
 
     def embedding(self, index: int) -> Embedding:
         """The embedding of slice `index`."""
-        return self.cache.get(self.key(index), lambda: self.engine.encode(self.image(index)))
+        key = self.key(index)
+        return self.cache.get(key, lambda: self.compute(key))
+
+    def mosaic(self, indices: Sequence[int], mosaic: Mosaic) -> Embedding:
+        """The embedding of several slices in one picture; of one slice as it is, if there is only place for that."""
+        if mosaic.room == 1:
+            return self.embedding(indices[0])
+        alone = self.key(indices[0])
+        key = replace(alone, content=f"{alone.content} {mosaic.side}: {' '.join(map(str, indices))}")
+
+        def compute() -> Embedding:
+            return self.engine.encode(mosaic.whole({n: self.image(index) for n, index in enumerate(indices)}))
+
+        return self.cache.get(key, compute)
+
+    def compute(self, key: EmbeddingKey) -> Embedding:
+        """The embedding of the slice that `key` is of, computed."""
+        return self.engine.encode(self.image(key.index))
 
     def prefetch(self, indices: list[int], *, urgent: bool = False) -> Prefetch:
         """Embed `indices` in this order when no request is being served."""
-        keys = [self.key(index) for index in indices]
-        return self.cache.prefetch(keys, lambda key: self.engine.encode(self.image(key.index)), urgent=urgent)
+        return self.cache.prefetch([self.key(index) for index in indices], self.compute, urgent=urgent)
 
     def around(self, index: int, reach: int) -> list[int]:
         """The slices up to `reach` away from `index`, nearest first, without itself."""

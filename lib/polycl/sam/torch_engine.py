@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from segment_anything import sam_model_registry
 
-from polycl import checksums, devices
+from polycl import checkpoints, checksums, devices
 from polycl.errors import ModelError
 from polycl.sam.engine import Embedding, Masks, Recipe
 from polycl.sam.prompts import Prompts
@@ -63,7 +61,7 @@ class TorchEngine:
         """
         where = devices.choose(device, precision)
         fingerprint = checksums.checked([path], sums)
-        weights = _state_dict(path)
+        weights = checkpoints.load_foreign(path)
         sam = sam_model_registry[model_type]()
         try:
             sam.load_state_dict(weights)
@@ -132,19 +130,3 @@ class TorchEngine:
 
     def _tensor(self, arrays: Sequence[Any]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.where.device, torch.float32)
-
-
-def _state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name, on the CPU. Nothing in the file is run: a pickle may hold tensors only."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError):
-        raise ModelError(f"{path.name} is no file of weights, or a damaged one, or holds more than tensors") from None
-    weights = weights.get("model", weights) if isinstance(weights, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ModelError(f"{path.name} holds no state dict: tensors by name are needed")
-    return weights

@@ -1,0 +1,91 @@
+"""Refining a liver: what it costs against showing SAM every slice of the volume whole.
+
+The volume is a phantom with the grid of a CHAOS study. Two masks are refined: the phantom's own liver, as a good model
+gives it, and one as a coarse network gives it, in steps of 6 mm. The comparison encodes each of the volume's slices at
+the encoder's full size; its time is that of a few slices, times their number.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polycl.errors import ModelError
+from polycl.phantom import LABELS, make_phantom
+from polycl.refinement import RefineParameters, refine
+from polycl.sam import Engine, load_engine, slice_image
+from polycl.settings import Settings
+from polycl.volume import Volume
+from polycl.window import Window
+
+SHAPE, SPACING = (512, 512, 78), (0.7266, 0.7266, 2.0)
+ENGINE = "mobile-sam"
+STEP_MM = 6.0
+TIMED_SLICES = 3
+GOAL = 0.5
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure, print a table and return the figures; no figures where the weights are missing."""
+    try:
+        engine = load_engine(ENGINE, settings)
+    except ModelError as error:
+        print(f"refine: not measured, {error.in_full()}")  # noqa: T201
+        return {}
+    phantom = make_phantom(0, shape=SHAPE, spacing=SPACING)
+    image, liver = phantom.image.canonical(), phantom.labels.canonical().voxels == LABELS["liver"]
+    slice_ms = encoding_ms(engine, image)
+    everything = slice_ms * image.shape[2] / 1e3
+    rows = [
+        measure(engine, image, name, mask, everything) for name, mask in (("good", liver), ("coarse", stepped(liver)))
+    ]
+    print(  # noqa: T201
+        f"refine a liver in {' x '.join(map(str, SHAPE))}, {ENGINE}: encoding a slice takes {slice_ms:.0f} ms, "
+        f"all of them {everything:.1f} s"
+    )
+    for row in rows:
+        print(  # noqa: T201
+            f"  {row['mask']} mask: {row['seconds']:.1f} s, {row['share']:.0%} of that (goal {GOAL:.0%}); "
+            f"of {row['slices']} slices with liver {row['shown']} shown in {row['encodings']} encodings"
+        )
+    return {"engine": ENGINE, "encode_slice_ms": slice_ms, "encode_all_seconds": everything, "rows": rows}
+
+
+def encoding_ms(engine: Engine, image: Volume) -> float:
+    """Milliseconds that the encoder takes for a whole slice, the median of a few."""
+    window, middle = Window.named("soft-tissue"), image.shape[2] // 2
+    engine.encode(slice_image(image, middle, window))  # warm
+    taken = []
+    for index in range(middle, middle + TIMED_SLICES):
+        start = time.perf_counter()
+        engine.encode(slice_image(image, index, window))
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken) * 1e3
+
+
+def stepped(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask in plane in blocks of `STEP_MM`, each what its middle is."""
+    step = round(STEP_MM / SPACING[0])
+    blocks = mask[step // 2 :: step, step // 2 :: step]
+    large = blocks.repeat(step, axis=0).repeat(step, axis=1)[: mask.shape[0], : mask.shape[1]]
+    return np.pad(large, [(0, n - m) for n, m in zip(mask.shape, large.shape, strict=True)])
+
+
+def measure(engine: Engine, image: Volume, name: str, mask: NDArray[np.bool_], everything: float) -> dict[str, Any]:
+    """One refinement with nothing embedded before."""
+    start = time.perf_counter()
+    _, report = refine(image, image.with_voxels(mask.astype(np.uint8)), engine, None, RefineParameters())
+    seconds = time.perf_counter() - start
+    return {
+        "mask": name,
+        "seconds": seconds,
+        "share": seconds / everything,
+        "slices": report.slices,
+        "shown": report.encoded,
+        "encodings": report.encodings,
+        "changed_voxels": report.changed_voxels,
+    }

@@ -1,0 +1,202 @@
+"""What refinement by SAM is worth: masks of few-label models, before and after, on whole volumes of the fixed splits.
+
+Parameters are compared on validation volumes only; the defaults that come of it are then told on the test volumes.
+Both masks of a pair get the same clean-up, the largest component of the organ. Results are rows of a JSON-lines file;
+a row that is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from polycl.catalogue import Catalogue
+from polycl.devices import Device
+from polycl.errors import InputError
+from polycl.experiments.coarse import Organ, few_label_model
+from polycl.experiments.tasks import Scored
+from polycl.metrics import compare
+from polycl.picture import draw_before_after
+from polycl.refinement import RefineParameters, refine
+from polycl.sam import EmbeddingCache, Engine
+from polycl.segmenter.inference import Segmenter, keep_largest
+from polycl.settings import Settings
+from polycl.volume import Volume
+from polycl.window import Window, seen_through
+
+Part = Literal["validation", "test"]
+SHIPPED = 0
+"""The budget that stands for the model that ships: a mask that is nearly right already."""
+PROPOSED = "defaults"
+CEILING = "boxes of the reference"
+BARE = {"point": False, "mask_prompt": False, "min_agreement": 0.0, "min_score": -10.0, "band": None, "smooth": False}
+"""SAM's own mask of each box, wherever it may be."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    PROPOSED: {},
+    "box alone, no gate": BARE,
+    "box and mask, no gate": BARE | {"mask_prompt": True},
+    "box, point and mask, no gate": BARE | {"mask_prompt": True, "point": True},
+    "no mask prompt": {"mask_prompt": False},
+    "no point": {"point": False},
+    "agreement 0.7": {"min_agreement": 0.7},
+    "agreement 0.8": {"min_agreement": 0.8},
+    "agreement 0.9": {"min_agreement": 0.9},
+    "agreement 0.95": {"min_agreement": 0.95},
+    "score 0.6": {"min_score": 0.6},
+    "score 0.85": {"min_score": 0.85},
+    "score 0.9": {"min_score": 0.9},
+    "band 2 mm": {"band": 2.0},
+    "band 8 mm": {"band": 8.0},
+    "no band": {"band": None},
+    "margin 0 mm": {"box_margin": 0.0},
+    "margin 5 mm": {"box_margin": 5.0},
+    "no smoothing": {"smooth": False},
+    "every slice": {"stride": 1},
+}
+ANOTHER_LOOK: dict[str, dict[str, Any]] = {
+    "whole slices": {"tiles": 1, "crop_margin": None},
+    "one slice a picture": {"tiles": 1},
+    "nine slices a picture": {"tiles": 3},
+    "crop margin 50 mm": {"crop_margin": 50.0},
+    "bone window": {"window": "bone"},
+    "soft-tissue window": {"window": "soft-tissue"},
+}
+"""Variants that SAM must encode anew; compared on the first budget and seed alone."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One mask, and how it is refined: a variant's name, or `CEILING`."""
+
+    case: str
+    part: Part
+    budget: int
+    seed: int
+    variant: str
+
+
+class Study:
+    """One organ: its few-label models and their masks, the engine, and the rows found so far."""
+
+    def __init__(
+        self, organ: Organ, engine: Engine, results: Path, cache: Path, where: Device, *, steps: int = 400
+    ) -> None:
+        self.organ, self.engine, self.results, self.where, self.steps = organ, engine, results, where, steps
+        self.shipped: Segmenter | None = None
+        self._models = cache / "coarse"
+        self._embeddings = EmbeddingCache(1 << 28, cache / "embeddings", disk_capacity=16 << 30)
+        self._scored: dict[str, Scored] = {scored[0].name: scored for scored in (*organ.validation, *organ.test)}
+        self._last: tuple[tuple[str, int, int], Volume, Volume, Volume] | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of this organ and these models that the results file holds."""
+        if not self.results.is_file():
+            return []
+        rows = [json.loads(line) for line in self.results.read_text().splitlines() if line]
+        return [row for row in rows if (row["organ"], row["steps"]) == (self.organ.name, self.steps)]
+
+    def trials(
+        self, part: Part, budgets: Iterable[int], seeds: int, variants: Iterable[str], cases: int | None = None
+    ) -> Iterator[Trial]:
+        """All of a part's volumes (or the first `cases`), those of one mask together."""
+        for scored in getattr(self.organ, part)[:cases]:
+            for budget in budgets:
+                for seed in range(1 if budget == SHIPPED else seeds):
+                    yield from (Trial(scored[0].name, part, budget, seed, variant) for variant in variants)
+
+    def missing(self, wanted: Iterable[Trial]) -> list[Trial]:
+        """The trials without a row of the same parameters."""
+        done = [(row["trial"], row["parameters"]) for row in self.rows()]
+        return [trial for trial in wanted if (asdict(trial), _as_json(parameters(trial.variant))) not in done]
+
+    def run(self, trial: Trial) -> dict[str, Any]:
+        """Refine one mask, compare it before and after with the reference, and add the row to the results file."""
+        image, reference, coarse = self.volumes(trial)
+        refined, report = self.refined(trial)
+        before, after = (self._figures(mask, reference, trial.case) for mask in (coarse, refined))
+        row = {
+            "organ": self.organ.name,
+            "steps": self.steps,
+            "engine": self.engine.name,
+            "trial": asdict(trial),
+            "parameters": _as_json(parameters(trial.variant)),
+            "before": before,
+            "after": after,
+            "report": {key: value for key, value in report.items() if key != "sha256"},
+            "voxels_mm": [round(mm, 3) for mm in image.spacing],
+        }
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        with self.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        return row
+
+    def refined(self, trial: Trial) -> tuple[Volume, dict[str, Any]]:
+        """The refined mask after the clean-up that the coarse one had, and the report."""
+        image, reference, coarse = self.volumes(trial)
+        start = reference if trial.variant == CEILING else coarse
+        result, report = refine(image, start, self.engine, self._embeddings, parameters(trial.variant))
+        keep_largest(result.voxels, self.organ.label, 1)
+        return result, report.as_dict()
+
+    def ship(self, settings: Settings) -> None:
+        """Refine masks of the catalogue's model for this organ too, if there is one: they are nearly right already."""
+        name = f"polycl-{self.organ.name}"
+        catalogue = Catalogue.default(settings)
+        if name in catalogue.names("segmenter"):
+            entry = catalogue.entry(name, "segmenter")
+            where = {"device": str(self.where.device), "precision": self.where.precision}
+            self.shipped = Segmenter.load(entry.path, sha256=entry.sha256, **where)
+
+    def draw(self, trial: Trial, path: Path) -> None:
+        """A picture of one mask before and after."""
+        image, reference, coarse = self.volumes(trial)
+        refined, _ = self.refined(trial)
+        window = seen_through(parameters(trial.variant).window or Window.named("soft-tissue"), image.window)
+        draw_before_after(image, coarse, refined, reference, path, window)
+
+    def volumes(self, trial: Trial) -> tuple[Volume, Volume, Volume]:
+        """Image, reference (the organ alone, by its label here) and coarse mask of a trial."""
+        key = (trial.case, trial.budget, trial.seed)
+        if self._last is None or self._last[0] != key:
+            case, targets = self._scored[trial.case]
+            image, label = case.read()
+            if label is None:
+                raise InputError(f"{case.name} has no label to compare with")
+            target = next(target for target in targets if target.name == self.organ.name)
+            organ = np.isin(label.voxels, target.ids).astype(np.uint8) * np.uint8(self.organ.label)
+            coarse = self._model(trial).segment(image, [self.organ.name])
+            self._last = key, image, label.with_voxels(organ), coarse
+        return self._last[1:]
+
+    def _model(self, trial: Trial) -> Segmenter:
+        if trial.budget == SHIPPED:
+            if self.shipped is None:
+                raise InputError("there is no model that ships for this organ")
+            return self.shipped
+        return few_label_model(self.organ, trial.budget, trial.seed, self.steps, self._models, self.where)
+
+    def _figures(self, mask: Volume, reference: Volume, case: str) -> dict[str, float | None]:
+        figures = compare(mask, reference, self.organ.label)
+        return {
+            name: None if value is None else round(value, 4)
+            for name, value in (
+                ("dice", figures.dice),
+                ("hd95_mm", figures.hd95_mm),
+                ("surface_dice", figures.surface_dice),
+            )
+        }
+
+
+def parameters(variant: str) -> RefineParameters:
+    """The parameters of a variant."""
+    changes = BARE if variant == CEILING else (VARIANTS | ANOTHER_LOOK)[variant]
+    return RefineParameters(**changes)
+
+
+def _as_json(how: RefineParameters) -> Mapping[str, Any]:
+    return dict(how.model_dump(mode="json"))
