@@ -5,13 +5,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import fake_sam
 import pytest
 import torch
-from fake_sam import FakeSam
 from starlette.testclient import TestClient
 from tiny_images import AFFINES, ct
 
+import fake_sam
+from fake_sam import FakeSam
 from polycl import checkpoints
 from polycl.checkpoints import Header
 from polycl.segmenter import Segmenter

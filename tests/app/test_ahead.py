@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_sam import FakeSam, nothing_left_ahead
 from monailabel.interfaces.utils.app import app_instance
 from replies import reply
 from starlette.testclient import TestClient
 
+from fake_sam import FakeSam, nothing_left_ahead
 from polycl.monailabel.ahead import STUDIES
 from polycl.sam.slices import SliceEncoder
 from polycl.settings import Settings

@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fake_sam
 import nibabel
 import numpy as np
 import pytest
-from fake_sam import FakeSam, nothing_left_ahead
 from replies import refused, reply
 from starlette.testclient import TestClient
 from tiny_images import AFFINES
 
+import fake_sam
+from fake_sam import FakeSam, nothing_left_ahead
 from polycl.monailabel.click import ClickRequest
 from polycl.volume import Volume, from_canonical_index, read_volume, to_canonical_index, write_volume
 from polycl.window import Window

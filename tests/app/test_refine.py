@@ -24,6 +24,7 @@ EASY = {
     "min_score": 0.1,
     "min_consent": 0.0,
     "min_area": 20.0,
+    "min_depth": 0.0,
     "stride": 1,
     "window": "soft-tissue",
 }
