@@ -19,6 +19,8 @@ from polycl.volume import Volume, read_volume, write_volume
 pytestmark = pytest.mark.unit
 
 Run = Callable[..., tuple[int, str, str]]
+EASY = ["--set", "box_margin=0", "--set", "min_depth=0", "--set", "min_agreement=0.5", "--set", "band=null"]
+HOW = RefineParameters(box_margin=0, min_depth=0, min_agreement=0.5, band=None)
 PHANTOM = make_phantom(1, shape=(40, 36, 5), spacing=(9.0, 10.0, 40.0), axcodes="LPS", oblique_degrees=12.0)
 
 
@@ -83,20 +85,21 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
 @pytest.mark.usefixtures("sam")
 def test_refine_writes_what_the_stage_makes_of_the_mask(run: Run, files: tuple[Path, Path, Path]) -> None:
     image, mask, out = files
-    code, text, _ = run("refine", image, "--mask", mask, "-o", out, "--json", "--set", "box_margin=0")
+    code, text, _ = run("refine", image, "--mask", mask, "-o", out, "--json", *EASY)
     assert code == 0
     report = json.loads(text)
-    expected, done = refine(PHANTOM.image, coarse(), Boxes(), None, RefineParameters(box_margin=0))
+    expected, done = refine(PHANTOM.image, coarse(), Boxes(), None, HOW)
     np.testing.assert_array_equal(read_volume(out, kind="label").voxels, expected.voxels)
     assert report["refinement"]["accepted"] == done.accepted > 0
     assert report["model"] == "mobile-sam"
-    assert run("refine", image, "--mask", mask, "-o", out)[1].startswith(f"{out}: {done.accepted} outlines refined")
+    plain = run("refine", image, "--mask", mask, "-o", out, *EASY)[1]
+    assert plain.startswith(f"{out}: {done.accepted} outlines refined")
 
 
 @pytest.mark.usefixtures("sam")
 def test_refine_only_some_labels(run: Run, files: tuple[Path, Path, Path]) -> None:
     image, mask, out = files
-    assert run("refine", image, "--mask", mask, "-o", out, "--label", 2, "--set", "box_margin=0")[0] == 0
+    assert run("refine", image, "--mask", mask, "-o", out, "--label", 2, *EASY)[0] == 0
     written = read_volume(out, kind="label").voxels
     np.testing.assert_array_equal(written == 1, coarse().voxels == 1)
     assert ((written == 2) != (coarse().voxels == 2)).any()
@@ -132,10 +135,10 @@ def segmented(tiny_checkpoint: Path, image: Volume) -> Volume:
 @pytest.mark.usefixtures("sam")
 def test_segment_refines_where_asked(run: Run, files: tuple[Path, Path, Path], tiny_checkpoint: Path) -> None:
     image, _, out = files
-    code, text, _ = run("segment", image, "-o", out, "--model", "tiny", "--refine", "mobile-sam", "--json")
+    code, text, _ = run("segment", image, "-o", out, "--model", "tiny", "--refine", "mobile-sam", "--json", *EASY)
     assert code == 0
     report = json.loads(text)
-    expected, _ = refine(read_volume(image), segmented(tiny_checkpoint, read_volume(image)), Boxes())
+    expected, _ = refine(read_volume(image), segmented(tiny_checkpoint, read_volume(image)), Boxes(), None, HOW)
     np.testing.assert_array_equal(read_volume(out, kind="label").voxels, expected.voxels)
     assert report["refined"] is True
     assert report["refinement"]["slices"] > 0
@@ -159,5 +162,7 @@ def test_segment_comes_unrefined_without_weights(
 
 def test_segment_refuses_an_engine_that_does_not_exist(run: Run, files: tuple[Path, Path, Path]) -> None:
     image, _, out = files
-    refused(run("segment", image, "-o", out, "--model", "tiny", "--refine", "sam9"), "sam9", "mobile-sam")
+    segment = ("segment", image, "-o", out, "--model", "tiny", "--refine")
+    refused(run(*segment, "sam9"), "sam9", "mobile-sam")
+    refused(run(*segment, "mobile-sam", "--set", "margin=2"), "margin", "box_margin")
     assert not out.exists()

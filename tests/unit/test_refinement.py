@@ -22,7 +22,11 @@ AFFINE = np.array([[2.0, 0, 0, -30], [0, 2.5, 0, 12], [0, 0, 4.0, 50], [0, 0, 0,
 PLAIN = {
     "window": "soft-tissue",
     "asks": ["box+point+mask"],
+    "rounds": 1,
+    "min_area": 60.0,
+    "min_depth": 0.0,
     "box_margin": 2.0,
+    "reach": 2.0,
     "crop_margin": None,
     "tiles": 1,
     "min_agreement": 0.85,
@@ -166,6 +170,64 @@ def test_small_components_and_other_labels_are_kept_as_they_are() -> None:
     np.testing.assert_array_equal(refined.voxels == 2, coarse.voxels == 2)
     assert (report.small, report.accepted) == (1, 7)
     assert (truth == 1).sum() + 4 == (refined.voxels == 1).sum()
+
+
+def test_thin_components_are_kept_as_they_are() -> None:
+    image, coarse, _ = volumes()
+    coarse.voxels[20:, :, :] = 0
+    engine = Threshold()
+    refined, report = refine(image, coarse, engine, None, like(stride=1, min_depth=11.0))
+    np.testing.assert_array_equal(refined.voxels, coarse.voxels)
+    assert (report.small, report.slices, len(engine.encoded)) == (7, 0, 0)
+    _, report = refine(image, coarse, engine, None, like(stride=1, min_depth=8.0))
+    assert (report.small, report.accepted) == (0, 7)
+
+
+def test_the_answer_may_reach_beyond_the_box() -> None:
+    image, _, truth = volumes()
+    coarse = truth.copy()
+    coarse[:6] = 0
+    near, far = (
+        refine(image, Volume(coarse, AFFINE), Filled(), None, like(asks=["box"], stride=1, band=None, reach=reach))[0]
+        for reach in (2.0, 8.0)
+    )
+    assert not near.voxels[:5].any()
+    np.testing.assert_array_equal(far.voxels, truth)
+
+
+class Filled(Threshold):
+    """It looks beyond the box."""
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
+        assert prompts.box is not None
+        return super().decode(embedding, Prompts(box=prompts.box + np.array([-9, -9, 9, 9])))
+
+
+def test_asked_again_about_its_answer_it_goes_on() -> None:
+    image, _, truth = volumes()
+    coarse = truth.copy()
+    coarse[:7] = 0
+    how = like(asks=["box"], stride=1, band=None, box_margin=2.0, reach=8.0, min_agreement=0.5)
+    missing = []
+    for rounds in (1, 3, 4):
+        engine = Threshold()
+        refined, report = refine(image, Volume(coarse, AFFINE), engine, None, how.model_copy(update={"rounds": rounds}))
+        missing.append(int((truth > 0).sum() - (refined.voxels > 0).sum()))
+        assert len(engine.prompts) == 14 * rounds
+        assert report.accepted == 14
+    assert missing[0] > missing[1] == missing[2] == 0
+
+
+def test_what_is_asked_again_has_the_limits_of_the_first_time() -> None:
+    image, _, truth = volumes()
+    coarse = truth.copy()
+    coarse[:7] = 0
+    how = like(asks=["box"], stride=1, band=None, box_margin=2.0, reach=2.0, min_agreement=0.5, rounds=4)
+    refined, _ = refine(image, Volume(coarse, AFFINE), Threshold(), None, how)
+    assert not refined.voxels[:6].any()
+    empty, report = refine(image, Volume(coarse, AFFINE), Threshold(bias=-20), None, how)
+    np.testing.assert_array_equal(empty.voxels, coarse)
+    assert report.kept == 14
 
 
 def test_two_labels_never_share_and_never_take_what_was_kept() -> None:

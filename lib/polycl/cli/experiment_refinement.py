@@ -79,12 +79,12 @@ def _sweep(
 
 
 def _gain(study: Study, budgets: list[int], seeds: int, patients: int | None) -> Iterator[Trial]:
-    """The defaults, on all volumes and budgets, and the ceiling."""
-    from polycl.experiments.refinement import CEILING, PROPOSED, SHIPPED
+    """The defaults on all volumes and budgets, and the limits; SAM with right boxes does not depend on the model."""
+    from polycl.experiments.refinement import CEILING, PROPOSED, SHIPPED, WITHIN
 
     all_budgets = [*budgets, *([SHIPPED] if study.shipped else [])]
     for part in ("validation", "test"):
-        yield from study.trials(part, all_budgets, seeds, [PROPOSED], patients)
+        yield from study.trials(part, all_budgets, seeds, [PROPOSED, WITHIN], patients)
         yield from study.trials(part, budgets[:1], 1, [CEILING], patients)
 
 

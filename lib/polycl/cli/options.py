@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from polycl.volume import Volume
 
 Image = Annotated[Path, typer.Argument(help="A CT: NIfTI, NRRD, a DICOM folder or file.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A parameter of the refinement, as NAME=VALUE; may be repeated.")
+]
 Model = Annotated[str, typer.Option(help="A model of the catalogue (see polycl models list), or a .safetensors file.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="File to write: .nii.gz, .nii, .nrrd or .seg.nrrd.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

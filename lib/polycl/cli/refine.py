@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from polycl.settings import Settings
     from polycl.volume import Volume
 
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="A parameter of the refinement, as NAME=VALUE; may be repeated.")
-]
 Window = Annotated[
     str | None,
     typer.Option(help="What SAM sees: soft-tissue, lung, bone, brain, header (the image's own), or LEVEL,WIDTH in HU."),
@@ -31,7 +28,7 @@ def refine(
     model: Annotated[str | None, typer.Option(help="A SAM model of the catalogue; the one at hand otherwise.")] = None,
     label: Annotated[list[int] | None, typer.Option(help="Refine only this label; may be repeated.")] = None,
     window: Window = None,
-    parameter: Set = None,
+    parameter: options.Set = None,
     series: options.Series = None,
     any_values: options.AnyValues = False,
     device: options.Device = None,

@@ -14,6 +14,7 @@ from polycl.errors import InputError, ModelError, NotFoundError
 
 if TYPE_CHECKING:
     from polycl.catalogue import Catalogue
+    from polycl.refinement import RefineParameters
     from polycl.settings import Settings
     from polycl.volume import Volume
 
@@ -26,6 +27,7 @@ def segment(
     model: options.Model = DEFAULT_MODEL,
     label: Annotated[list[str] | None, typer.Option(help="Keep only this label; may be repeated.")] = None,
     refine: Annotated[str, typer.Option(help="A SAM model to refine the result with, or none.")] = "none",
+    parameter: options.Set = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw the result in three views, as PNG.")] = None,
     series: options.Series = None,
     any_values: options.AnyValues = False,
@@ -36,6 +38,7 @@ def segment(
     """Outline the organs a model knows on IMAGE, and write the label map on the image's own grid."""
     from polycl.volume import require_writable, write_volume
 
+    how = refining.parameters(None, parameter)
     settings = options.settings(device, precision)
     require_writable(output)
     if picture is not None and picture.suffix.lower() != ".png":
@@ -57,7 +60,7 @@ def segment(
     clock.append(time.perf_counter())
     notes: dict[str, Any] = {}
     if refine != "none":
-        result, notes = _refined(volume, result, refine, settings)
+        result, notes = _refined(volume, result, refine, how, settings)
         clock.append(time.perf_counter())
     names = {name: index for name, index in segmenter.header.labels.items() if label is None or name in label}
     write_volume(result, output, names=names)
@@ -85,14 +88,14 @@ def _check_name(catalogue: Catalogue, refine: str) -> None:
         raise NotFoundError(f"{error}, or none") from None
 
 
-def _refined(volume: Volume, coarse: Volume, name: str, settings: Settings) -> tuple[Volume, dict[str, Any]]:
+def _refined(
+    volume: Volume, coarse: Volume, name: str, how: RefineParameters, settings: Settings
+) -> tuple[Volume, dict[str, Any]]:
     """The label map refined by the SAM model called `name`, or as it is, with a warning, without its weights."""
-    from polycl.refinement import RefineParameters
-
     try:
         engine = refining.load(name, settings)
     except ModelError as error:
         typer.echo(f"polycl: not refined: {' '.join(error.in_full().split())}", err=True)
         return coarse, {"refined": False, "reason": str(error)}
-    result, report = refining.run(volume, coarse, engine, RefineParameters())
+    result, report = refining.run(volume, coarse, engine, how)
     return result, {"refined": True, "refinement": report}

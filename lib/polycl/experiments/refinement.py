@@ -19,11 +19,13 @@ from polycl.catalogue import Catalogue
 from polycl.devices import Device
 from polycl.errors import InputError
 from polycl.experiments.coarse import Organ, few_label_model
+from polycl.experiments.remembering import Remembering
 from polycl.experiments.tasks import Scored
 from polycl.metrics import compare
 from polycl.picture import draw_before_after
-from polycl.refinement import RefineParameters, refine
-from polycl.sam import EmbeddingCache, Engine
+from polycl.refinement import RefineParameters, RefineReport, refine
+from polycl.refinement.pieces import padded, pieces_of
+from polycl.sam import EmbeddingCache, Engine, to_image
 from polycl.segmenter.inference import Segmenter, keep_largest
 from polycl.settings import Settings
 from polycl.volume import Volume
@@ -34,44 +36,54 @@ SHIPPED = 0
 """The budget that stands for the model that ships: a mask that is nearly right already."""
 PROPOSED = "defaults"
 CEILING = "boxes of the reference"
-BARE = {"point": False, "mask_prompt": False, "min_agreement": 0.0, "min_score": -10.0, "band": None, "smooth": False}
-"""SAM's own mask of each box, wherever it may be."""
+"""SAM's own masks where the boxes are right: what boxes from a coarse mask can at most come to."""
+WITHIN = "reference within reach"
+"""The reference itself wherever the coarse mask lets SAM look: what no refinement here can surpass."""
+FREE = {"rounds": 1, "min_depth": 0.0, "min_agreement": 0.0, "min_score": -10.0, "min_consent": 0.0, "band": None}
+"""SAM's mask of each component, whatever it is."""
 VARIANTS: dict[str, dict[str, Any]] = {
     PROPOSED: {},
-    "box alone, no gate": BARE,
-    "box and mask, no gate": BARE | {"mask_prompt": True},
-    "box, point and mask, no gate": BARE | {"mask_prompt": True, "point": True},
-    "no mask prompt": {"mask_prompt": False},
-    "no point": {"point": False},
+    "box alone, no gate": FREE | {"asks": ["box"]},
+    "box and point, no gate": FREE | {"asks": ["box+point"]},
+    "box and mask, no gate": FREE | {"asks": ["box+mask"]},
+    "box, point and mask, no gate": FREE | {"asks": ["box+point+mask"]},
+    "mean of three, no gate": FREE,
+    "one round": {"rounds": 1},
+    "three rounds": {"rounds": 3},
+    "no least consent": {"min_consent": 0.0},
+    "consent 0.8": {"min_consent": 0.8},
+    "consent 0.9": {"min_consent": 0.9},
     "agreement 0.7": {"min_agreement": 0.7},
-    "agreement 0.8": {"min_agreement": 0.8},
     "agreement 0.9": {"min_agreement": 0.9},
-    "agreement 0.95": {"min_agreement": 0.95},
-    "score 0.6": {"min_score": 0.6},
-    "score 0.85": {"min_score": 0.85},
     "score 0.9": {"min_score": 0.9},
-    "band 2 mm": {"band": 2.0},
-    "band 8 mm": {"band": 8.0},
-    "no band": {"band": None},
+    "thin components too": {"min_depth": 0.0},
+    "depth 6 pixels": {"min_depth": 6.0},
+    "reach 2 mm": {"reach": 2.0},
+    "reach 10 mm": {"reach": 10.0},
     "margin 0 mm": {"box_margin": 0.0},
     "margin 5 mm": {"box_margin": 5.0},
-    "no smoothing": {"smooth": False},
+    "band 5 mm": {"band": 5.0},
+    "no band": {"band": None},
+    "smoothing": {"smooth": True},
     "every slice": {"stride": 1},
 }
 ANOTHER_LOOK: dict[str, dict[str, Any]] = {
-    "whole slices": {"tiles": 1, "crop_margin": None},
+    "soft-tissue window": {"window": "soft-tissue"},
+    "bone window": {"window": "bone"},
+    "contrast 60 HU": {"contrast": 60.0},
+    "contrast 150 HU": {"contrast": 150.0},
+    "contrast 250 HU": {"contrast": 250.0},
     "one slice a picture": {"tiles": 1},
     "nine slices a picture": {"tiles": 3},
+    "whole slices, one a picture": {"tiles": 1, "crop_margin": None},
     "crop margin 50 mm": {"crop_margin": 50.0},
-    "bone window": {"window": "bone"},
-    "soft-tissue window": {"window": "soft-tissue"},
 }
 """Variants that SAM must encode anew; compared on the first budget and seed alone."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One mask, and how it is refined: a variant's name, or `CEILING`."""
+    """One mask, and how it is refined: a variant's name, `CEILING` or `WITHIN`."""
 
     case: str
     part: Part
@@ -86,7 +98,8 @@ class Study:
     def __init__(
         self, organ: Organ, engine: Engine, results: Path, cache: Path, where: Device, *, steps: int = 400
     ) -> None:
-        self.organ, self.engine, self.results, self.where, self.steps = organ, engine, results, where, steps
+        self.organ, self.results, self.where, self.steps = organ, results, where, steps
+        self.engine = Remembering(engine)
         self.shipped: Segmenter | None = None
         self._models = cache / "coarse"
         self._embeddings = EmbeddingCache(1 << 28, cache / "embeddings", disk_capacity=16 << 30)
@@ -138,8 +151,11 @@ class Study:
     def refined(self, trial: Trial) -> tuple[Volume, dict[str, Any]]:
         """The refined mask after the clean-up that the coarse one had, and the report."""
         image, reference, coarse = self.volumes(trial)
+        how = parameters(trial.variant)
+        if trial.variant == WITHIN:
+            return within_reach(coarse, reference, how), RefineReport("none", "").as_dict()
         start = reference if trial.variant == CEILING else coarse
-        result, report = refine(image, start, self.engine, self._embeddings, parameters(trial.variant))
+        result, report = refine(image, start, self.engine, self._embeddings, how)
         keep_largest(result.voxels, self.organ.label, 1)
         return result, report.as_dict()
 
@@ -170,6 +186,7 @@ class Study:
             target = next(target for target in targets if target.name == self.organ.name)
             organ = np.isin(label.voxels, target.ids).astype(np.uint8) * np.uint8(self.organ.label)
             coarse = self._model(trial).segment(image, [self.organ.name])
+            self.engine.forget()
             self._last = key, image, label.with_voxels(organ), coarse
         return self._last[1:]
 
@@ -194,8 +211,21 @@ class Study:
 
 def parameters(variant: str) -> RefineParameters:
     """The parameters of a variant."""
-    changes = BARE if variant == CEILING else (VARIANTS | ANOTHER_LOOK)[variant]
-    return RefineParameters(**changes)
+    changes = {CEILING: FREE | {"asks": ["box"]}, WITHIN: {}} | VARIANTS | ANOTHER_LOOK
+    return RefineParameters(**changes[variant])
+
+
+def within_reach(coarse: Volume, reference: Volume, how: RefineParameters) -> Volume:
+    """The reference where it is within reach of a component of the coarse mask on the same slice."""
+    result = coarse.with_voxels(np.zeros_like(coarse.voxels))
+    masks = [volume.canonical() for volume in (coarse, reference, result)]
+    spacing = (masks[0].spacing[1], masks[0].spacing[0])
+    for z in range(masks[0].shape[2]):
+        before, right, out = (to_image(mask.voxels[:, :, z]) for mask in masks)
+        for piece in pieces_of(before > 0, 1, spacing, how.model_copy(update={"min_depth": 0.0, "min_area": 0.0}))[0]:
+            box = padded(piece, spacing, how.reach)
+            out[box] = right[box]
+    return result
 
 
 def _as_json(how: RefineParameters) -> Mapping[str, Any]:

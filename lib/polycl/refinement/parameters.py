@@ -26,12 +26,20 @@ class RefineParameters(BaseModel):
     )
     contrast: float = Field(default=100.0, gt=0, description="width in HU of the window around that value")
     min_area: float = Field(default=60.0, ge=0, description="smaller components on a slice are kept as they are")
+    min_depth: float = Field(
+        default=4.0,
+        ge=0,
+        description="and so are thinner ones: the least distance in pixels of their innermost pixel from outside; "
+        "SAM's outline is off by a pixel, which is much of a thin structure",
+    )
     box_margin: float = Field(default=2.0, ge=0, description="added to each side of a component's box")
+    reach: float = Field(default=6.0, ge=0, description="how far beyond the component's bounds the answer may go")
     asks: tuple[Ask, ...] = Field(
         default=("box", "box+mask", "box+point+mask"),
         min_length=1,
         description="what SAM is told of a component, its innermost pixel being the point; the answers are averaged",
     )
+    rounds: int = Field(default=2, ge=1, le=4, description="times that SAM is asked, then about its last answer")
     crop_margin: float | None = Field(
         default=20.0,
         ge=0,
@@ -41,11 +49,11 @@ class RefineParameters(BaseModel):
     tiles: int = Field(
         default=2, ge=1, le=4, description="so many by so many slices in one picture, which costs one encoding"
     )
-    min_agreement: float = Field(default=0.85, ge=0, le=1, description="least Dice of SAM's mask with the component")
+    min_agreement: float = Field(default=0.8, ge=0, le=1, description="least Dice of SAM's mask with the component")
     min_score: float = Field(default=0.75, description="least score that SAM gives its own mask")
-    min_consent: float = Field(default=0.8, ge=0, le=1, description="least Dice of any two of SAM's answers")
+    min_consent: float = Field(default=0.85, ge=0, le=1, description="least Dice of any two of SAM's answers")
     band: float | None = Field(
-        default=4.0, gt=0, description="further than this from the component's edge nothing changes; null: no limit"
+        default=10.0, gt=0, description="further than this from the component's edge nothing changes; null: no limit"
     )
     stride: int = Field(default=4, ge=1, le=64, description="slices between those always visited, a power of two")
     settled: float = Field(
@@ -54,7 +62,7 @@ class RefineParameters(BaseModel):
         le=1,
         description="a slice changed less than to this Dice lets the ones beside it be skipped",
     )
-    smooth: bool = Field(default=True, description="where SAM changed a pixel, ask the two slices beside it too")
+    smooth: bool = Field(default=False, description="where SAM changed a pixel, ask the two slices beside it too")
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -57,13 +57,14 @@ class Accepted:
     agreement: float
 
 
-def pieces_of(mask: NDArray[np.bool_], label: int, spacing: Spacing, min_area: float) -> tuple[list[Piece], int]:
-    """The components (8 neighbours) of a label's mask, and how many were below `min_area` mm² and left out."""
+def pieces_of(mask: NDArray[np.bool_], label: int, spacing: Spacing, how: RefineParameters) -> tuple[list[Piece], int]:
+    """The components (8 neighbours) of a label's mask, and how many were too small or too thin and left out."""
     pieces, small = [], 0
     components, _ = ndimage.label(mask, EIGHT_NEIGHBOURS)
     for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
         one = components == number
-        if int(np.count_nonzero(one)) * spacing[0] * spacing[1] < min_area:
+        area = int(np.count_nonzero(one)) * spacing[0] * spacing[1]
+        if area < how.min_area or depth(one[rows, columns]).max() < how.min_depth:
             small += 1
         else:
             pieces.append(Piece(label, one, rows, columns))
@@ -84,20 +85,26 @@ def prompts_for(
     box += (left, top, left, top)
     points, inside = np.zeros((0, 2)), np.zeros(0, np.int64)
     if "point" in ask:
-        depth = ndimage.distance_transform_edt(np.pad(piece.mask[piece.rows, piece.columns], 1), sampling=spacing)
-        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-        points = np.array([[column - 1 + piece.columns.start + left, row - 1 + piece.rows.start + top]], np.float64)
+        inner = depth(piece.mask[piece.rows, piece.columns], spacing)
+        row, column = np.unravel_index(int(inner.argmax()), inner.shape)
+        points = np.array([[column + piece.columns.start + left, row + piece.rows.start + top]], np.float64)
         inside = np.ones(1, np.int64)
     logits = mask_prompt(mosaic.whole({number: piece.mask})) if "mask" in ask else None
     return Prompts(points=points, labels=inside, box=box, mask_logits=logits)
 
 
-def together(piece: Piece, answers: Sequence[Masks], spacing: Spacing, margin: float) -> Answer:
+def depth(mask: NDArray[np.bool_], spacing: Spacing = (1.0, 1.0)) -> NDArray[np.float64]:
+    """Distance of each pixel of `mask` to the nearest one outside it; all beyond the array is outside."""
+    distance: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing)[1:-1, 1:-1]
+    return distance
+
+
+def together(piece: Piece, answers: Sequence[Masks], spacing: Spacing, reach: float) -> Answer:
     """The mean of what SAM answered, each time by the candidate that it and the piece like best, and their consent:
 
-    the least Dice of any two within the box; 1 for one answer alone.
+    the least Dice of any two within reach; 1 for one answer alone.
     """
-    rows, columns = padded(piece, spacing, margin)
+    rows, columns = padded(piece, spacing, reach)
     coarse = piece.mask[rows, columns]
     logits, scores = [], []
     for masks in answers:
@@ -113,9 +120,20 @@ def together(piece: Piece, answers: Sequence[Masks], spacing: Spacing, margin: f
     return Answer(mean, float(np.mean(scores)), min(agreed, default=1.0))
 
 
+def answered(piece: Piece, answer: Answer, spacing: Spacing, reach: float) -> Piece | None:
+    """The answer as a piece to ask about again; None where nothing is left of it."""
+    rows, columns = padded(piece, spacing, reach)
+    mask = np.zeros_like(piece.mask)
+    mask[rows, columns] = _touching(answer.logits[rows, columns] > 0, piece.mask[rows, columns])
+    if not mask.any():
+        return None
+    bounds = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return Piece(piece.label, mask, *bounds)
+
+
 def judge(piece: Piece, answer: Answer, spacing: Spacing, how: RefineParameters) -> Accepted | None:
-    """The answer within the piece's box and band, if it is trusted; None keeps the piece as it is."""
-    rows, columns = padded(piece, spacing, how.box_margin)
+    """The answer within the piece's reach and band, if it is trusted; None keeps the piece as it is."""
+    rows, columns = padded(piece, spacing, how.reach)
     coarse = piece.mask[rows, columns]
     logits = answer.logits[rows, columns]
     mask = _touching(logits > 0, coarse)

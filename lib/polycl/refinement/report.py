@@ -18,7 +18,7 @@ class RefineReport:
         skipped: those left out because the slices beside them did not change.
         unreadable: those with values that are not finite, kept as they are.
         accepted, kept: components replaced by SAM's mask; components where the coarse one was the safer.
-        small: components below the least area.
+        small: components too small or too thin to ask about.
         changed_voxels: voxels whose label differs from the coarse one.
         seconds: by stage: encode, decode, total.
     """

@@ -23,6 +23,7 @@ from polycl.refinement.pieces import (
     Answer,
     Piece,
     Spacing,
+    answered,
     compose,
     judge,
     moved,
@@ -159,7 +160,7 @@ class _Label:
         return all(new.agreement >= self.how.settled for new in accepted)
 
     def _pieces(self, z: int, region: Region) -> tuple[list[Piece], int]:
-        return pieces_of(to_image(self.mask[:, :, z])[region], self.label, self.spacing, self.how.min_area)
+        return pieces_of(to_image(self.mask[:, :, z])[region], self.label, self.spacing, self.how)
 
     def _survey(self) -> tuple[list[int], Region]:
         """Slices that hold something to refine, and the region that SAM sees of each.
@@ -228,15 +229,27 @@ class _Label:
         return accepted
 
     def _answers(self, pieces: list[Piece], embedding: Embedding, number: int) -> list[Answer]:
-        """What SAM answers about each piece of picture `number`."""
-        margin, asks = self.how.box_margin, self.how.asks
+        """What SAM answers about each piece of picture `number`, in the last round that had something to ask about."""
+        answers: dict[int, Answer] = {}
+        current = dict(enumerate(pieces))
+        for _ in range(self.how.rounds):
+            for n, answer in zip(current, self._round(list(current.values()), embedding, number), strict=True):
+                answers[n] = answer
+            again = {n: answered(piece, answers[n], self.spacing, self.how.reach) for n, piece in current.items()}
+            current = {n: piece for n, piece in again.items() if piece is not None}
+        return [answers[n] for n in range(len(pieces))]
+
+    def _round(self, pieces: list[Piece], embedding: Embedding, number: int) -> list[Answer]:
+        asks = self.how.asks
         prompts = [
-            prompts_for(piece, ask, self.spacing, margin, self.mosaic, number) for piece in pieces for ask in asks
+            prompts_for(piece, ask, self.spacing, self.how.box_margin, self.mosaic, number)
+            for piece in pieces
+            for ask in asks
         ]
         masks = self.work.engine.decode_many(embedding, prompts)
         parts = [one.part(self.mosaic.tile(number)) for one in masks]
         return [
-            together(piece, parts[n * len(asks) : (n + 1) * len(asks)], self.spacing, margin)
+            together(piece, parts[n * len(asks) : (n + 1) * len(asks)], self.spacing, self.how.reach)
             for n, piece in enumerate(pieces)
         ]
 
