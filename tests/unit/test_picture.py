@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from polycl.errors import InputError
-from polycl.picture import COLOURS, HEIGHT, draw
+from polycl.picture import COLOURS, HEIGHT, draw, draw_before_after
 from polycl.volume import Volume
 from polycl.window import Window
 
@@ -53,3 +53,17 @@ def test_nothing_labelled_is_still_a_picture(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
         draw(*patient(), {"liver": 1}, tmp_path / "no" / "p.png", WINDOW)
+
+
+def test_before_after_and_reference_where_they_differ_most(tmp_path: Path) -> None:
+    image, labels = patient()
+    after = labels.voxels.copy()
+    after[14:, 10:14, 9] = 0
+    draw_before_after(image, labels, labels.with_voxels(after), labels, tmp_path / "p.png", WINDOW)
+    picture = np.asarray(Image.open(tmp_path / "p.png"))[:HEIGHT]
+    organ = np.abs(picture.astype(int) - COLOURS[0]).sum(axis=2) < 30
+    extents = [np.flatnonzero(part.any(axis=0)).size for part in np.array_split(organ, 3, axis=1)]
+    assert extents[0] == pytest.approx(extents[2], abs=2)
+    assert extents[1] < 0.6 * extents[0]
+    with pytest.raises(InputError, match="cannot write"):
+        draw_before_after(image, labels, labels, labels, tmp_path / "no" / "p.png", WINDOW)
