@@ -57,6 +57,9 @@ class Sam2Config(Typed):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="in memory attention, while it is trained")
     memories: int = Field(default=7, ge=2, description="slices remembered: one seed and the last ones before")
     pointers: int = Field(default=16, ge=2, description="object pointers remembered")
+    previous_mask: bool = Field(
+        default=False, description="the mask of the slice before prompts the decoder, beside the memories"
+    )
     tracking_masks: Literal[1, 3] = Field(default=3, description="masks to choose from on a slice without a prompt")
 
     @model_validator(mode="after")
@@ -105,6 +108,7 @@ ARCHITECTURES: dict[str, Sam2Config] = {
         dropout=0.0,
         memories=3,
         pointers=3,
+        previous_mask=True,
         tracking_masks=1,
     ),
 }

@@ -75,11 +75,13 @@ class Recall:
         spatial: pairs of slot and memory. Slot 0 is for seeds; slot n for the n-th oldest of the last frames.
         pointers: pairs of how many frames back in the direction of travel, and memory.
         reach: frames back that count as far, the most that a distance is.
+        previous: logits [S / 4, S / 4] of the frame before in the direction of travel, where the network asks for them.
     """
 
     spatial: tuple[tuple[int, Memory], ...]
     pointers: tuple[tuple[int, Memory], ...]
     reach: int
+    previous: Any = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -127,7 +127,9 @@ class Group:
         tracked = {mark: self._prompted[run.label, mark] for mark in run.marks}
         start: NDArray[np.bool_] = (tracked[run.start].logits > 0).cpu().numpy()
         ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges)
-        return Lane(run, ending, {mark: one.memory for mark, one in tracked.items()})
+        return Lane(
+            run, ending, tracked[run.start].logits.half().cpu(), {mark: one.memory for mark, one in tracked.items()}
+        )
 
     def _prompt(self, visited: Callable[[int], None]) -> None:
         """Ask the network about seeds that it has not seen, slice by slice."""

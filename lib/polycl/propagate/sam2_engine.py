@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 LANE_PIXELS = 1 << 20
 """Pixels of frames on which objects are tracked at a time; more are slower for want of cache, and take memory."""
 
+PROMPT_LOGIT = 10.0
+"""Logits of a mask that is a prompt, at most."""
+
+
+def as_prompt(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of a mask as the prompt for the next slice: "absent" is -1024 there, which SAM never saw in a prompt."""
+    return logits.float().clamp(-PROMPT_LOGIT, PROMPT_LOGIT)
+
 
 class Sam2Engine:
     """A SAM 2. Images are encoded in the device's precision, as memory is read; the light heads compute in fp32."""
@@ -104,10 +112,17 @@ class Sam2Engine:
         top, fine = self._stacked(features)
         outputs = self._net._forward_sam_heads(
             backbone_features=self._remember(top, recalls),
+            mask_inputs=self._previous(recalls),
             high_res_features=fine,
             multimask_output=self._net._use_multimask(False, None),
         )
         return self._tracked(top, outputs, seeds=False)
+
+    def _previous(self, recalls: list[Recall]) -> torch.Tensor | None:
+        """The masks of the frames before as prompts [B, 1, S / 4, S / 4]; None for a network without use for them."""
+        if not self.config.previous_mask:
+            return None
+        return as_prompt(torch.stack([one.previous for one in recalls])[:, None].to(self.where.device))
 
     def _decode_points(self, top: torch.Tensor, fine: list[torch.Tensor], batch: list[FramePrompt]) -> Any:
         """The heads' outputs for points and boxes on a frame without memories."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -27,6 +27,7 @@ class Lane:
 
     run: Run
     ending: Ending
+    start: torch.Tensor
     seeds: Mapping[Mark, Memory]
     done: int = 0
     last: dict[int, Memory] = field(default_factory=dict)
@@ -39,9 +40,10 @@ class Lane:
 
     def recall(self, engine: VideoEngine, depth: int) -> Recall:
         """What the next slice looks back at."""
-        return recall(
+        looks = recall(
             self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
         )
+        return replace(looks, previous=self.logits[-1] if self.logits else self.start)
 
     def take(self, result: Tracked, remembered: int, known: NDArray[np.bool_] | None) -> bool:
         """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on."""

@@ -81,7 +81,7 @@ def train(
     elif start is None:
         look_back_to_the_same_place(network)
     average = AveragedModel(network, multi_avg_fn=exponential_average(recipe.average), use_buffers=True)
-    unroll = Unroll(network.train())
+    unroll = Unroll(network.train(), previous_mask=recipe.network.previous_mask)
     optimiser: Any = fabric.setup_optimizers(torch.optim.AdamW(_groups(network, recipe, started=start is not None)))
     run = _Run(output, recipe, store, network, average, optimiser)
     run.restore(fabric.device)

@@ -59,7 +59,7 @@ class Validation:
         """Mean Dice over the slices after the seed that hold the object or where the network believes so."""
         copy = build(config)
         copy.load_state_dict(network.state_dict())
-        unroll = Unroll(copy.to(where.device).eval())
+        unroll = Unroll(copy.to(where.device).eval(), previous_mask=config.previous_mask)
         scores = []
         for number in range(len(self.clips)):
             clips = self.clips[number].to(where.device)
