@@ -137,3 +137,18 @@ class TestFrameGrid:
     def test_logits_of_any_size_are_restored(self) -> None:
         grid = FrameGrid(Region(-5, -5, 50, 50), 64, (40, 30))
         assert grid.restore(torch.ones(2, 16, 16)).shape == (2, 40, 30)
+
+
+@given(x=st.integers(-6, 6), y=st.integers(-6, 6), side=st.integers(4, 20), size=st.sampled_from([4, 8, 32]))
+def test_values_are_of_the_voxel_under_each_pixel(x: int, y: int, side: int, size: int) -> None:
+    voxels = np.arange(20 * 16 * 2).reshape(20, 16, 2).astype(np.int16)
+    ct = Volume(voxels, np.eye(4))
+    grid = FrameGrid(Region(x, y, side, side), size, (20, 16))
+    values = grid.values(ct, 1)
+    for i, j in [(0, 0), (7, 5), (19, 15)]:
+        column, row = np.floor(grid.points([i, j]) + 0.5).astype(int)
+        if side <= size and 0 <= column < size and 0 <= row < size:
+            assert values[row, column] == voxels[i, j, 1]
+    assert set(values[np.isfinite(values)]) <= set(voxels[:, :, 1].ravel())
+    covered = max(0, min(x + side, 20) - max(x, 0)) * max(0, min(y + side, 16) - max(y, 0))
+    assert np.isnan(values).any() == (covered < side * side) or side > size

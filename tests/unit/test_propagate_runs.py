@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from polycl.errors import InputError
-from polycl.propagate.ending import LEAST_SLICES, Ending
+from polycl.propagate.ending import LEAST_SLICES, Ending, Looks
 from polycl.propagate.engine import Memory
 from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.runs import Mark, Run, plan, recall
@@ -165,6 +165,28 @@ class TestEnding:
         visited, kept = self.watch([disc(8)] * 13, patience=8.0, known=known)
         assert visited == 3 + 4
         assert kept == [True] * 3 + [False] * 4
+
+    def test_other_tissue_is_no_object(self) -> None:
+        """As where a mask runs on from liver into lung; a little drift, as through a fatty part, is allowed."""
+        random = np.random.default_rng(0)
+        liver, fatty, lung = (random.normal(mean, 10, (32, 32)) for mean in (100, 60, -700))
+        looks = Looks.of(liver, disc(8))
+        assert looks is not None
+        assert looks.median == pytest.approx(100, abs=2)
+        ending = Ending(PropagateParameters(patience=4.0, drift=60.0), 2.0, disc(8), looks=looks)
+        assert all(ending.goes_on(disc(8), None, values) for values in (liver, fatty, lung))
+        assert not ending.goes_on(disc(8), None, lung)
+        assert ending.kept == [True, True, False, False]
+
+    def test_what_looks_mixed_may_drift_more(self) -> None:
+        values = np.where(np.arange(32) % 2, 400.0, -400.0) * np.ones((32, 1))
+        looks = Looks.of(values, disc(8))
+        assert looks is not None
+        assert looks.like(Looks(300.0, 1.0), drift=60.0)
+        assert not Looks(0.0, 1.0).like(Looks(300.0, 1.0), drift=60.0)
+
+    def test_a_mask_without_values_has_no_looks(self) -> None:
+        assert Looks.of(np.full((32, 32), np.nan), disc(8)) is None
 
     def test_between_two_seeds_it_never_stops(self) -> None:
         ending = Ending(PropagateParameters(), 5.0, disc(8), bridges=True)

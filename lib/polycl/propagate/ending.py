@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +11,40 @@ from scipy import ndimage
 
 from polycl.propagate.parameters import PropagateParameters
 
+SPREADS = 3.0
+"""A slice's median may be so many of the seed's own spreads off, at least `drift`, and still be the object's."""
 LEAST_SLICES = 2
 """One slice without the object may be a mistake; so many in a row end a run however thick they are."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How an object looks on its seed: the median of its HU, and their spread (median distance from it)."""
+
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: NDArray[np.floating[Any]], mask: NDArray[np.bool_]) -> Looks | None:
+        """Of HU [s, s] within a mask; None without any. NaN is left out."""
+        inside = values[mask & np.isfinite(values)]
+        if not len(inside):
+            return None
+        median = float(np.median(inside))
+        return cls(median, float(np.median(np.abs(inside - median))))
+
+    def like(self, other: Looks, drift: float) -> bool:
+        """Whether `other` may be the same object."""
+        return abs(other.median - self.median) <= max(drift, SPREADS * self.spread)
 
 
 @dataclass
 class Ending:
     """Sees the masks of one run in order and says when to stop.
 
-    A slice counts as absent where the mask is empty, has collapsed to a small share of the largest area seen, or lies
-    elsewhere than the last one that counted. A run stops once slices over `patience` mm, and at least `LEAST_SLICES`,
-    are absent in a row.
+    A slice counts as absent where the mask is empty, has collapsed to a small share of the largest area seen, lies
+    elsewhere than the last one that counted, or holds other tissue than the seed. A run stops once slices over
+    `patience` mm, and at least `LEAST_SLICES`, are absent in a row.
 
     A segmenter that knows the object has a say too: where it finds nothing either, absence costs twice; where it
     finds the object at the place of the last mask, absence costs nothing; and masks that it contradicts over
@@ -32,6 +56,7 @@ class Ending:
         last: the seed's mask at first, then the last mask that counted; bool [s, s].
         reach: pixels that a neighbouring cross-section of an oblique tube may be off.
         bridges: whether the object is known to be at the far end: then the run never stops.
+        looks: how the object looks on its seed, if that is known.
     """
 
     how: PropagateParameters
@@ -39,6 +64,7 @@ class Ending:
     last: NDArray[np.bool_]
     reach: int = 0
     bridges: bool = False
+    looks: Looks | None = None
     kept: list[bool] = field(default_factory=list)
     """For each slice seen, whether its mask counts."""
     _largest: int = 0
@@ -49,9 +75,14 @@ class Ending:
     def __post_init__(self) -> None:
         self._largest = int(self.last.sum())
 
-    def goes_on(self, mask: NDArray[np.bool_], known: NDArray[np.bool_] | None = None) -> bool:
-        """Take the next slice's mask [s, s], and what a segmenter finds there if one knows; whether to go on."""
-        here = self._counts(mask)
+    def goes_on(
+        self,
+        mask: NDArray[np.bool_],
+        known: NDArray[np.bool_] | None = None,
+        values: NDArray[np.floating[Any]] | None = None,
+    ) -> bool:
+        """Take the next slice's mask [s, s], what a segmenter finds there if one knows, and its HU: go on?"""
+        here = self._counts(mask) and self._alike(mask, values)
         self.kept.append(here)
         if not here:
             self._absent += 1
@@ -72,6 +103,12 @@ class Ending:
         if not known.any():
             return 2 * self.spacing
         return 0.0 if (known & self.last).any() else self.spacing
+
+    def _alike(self, mask: NDArray[np.bool_], values: NDArray[np.floating[Any]] | None) -> bool:
+        if self.looks is None or values is None:
+            return True
+        found = Looks.of(values, mask)
+        return found is None or self.looks.like(found, self.how.drift)
 
     def _counts(self, mask: NDArray[np.bool_]) -> bool:
         area = int(mask.sum())

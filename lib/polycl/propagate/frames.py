@@ -141,6 +141,16 @@ class FrameGrid:
         shrunk = resize(self._pad(torch.from_numpy(images)[:, None]), (self.size, self.size))
         return (shrunk >= 0.5).float()
 
+    def values(self, volume: Volume, index: int) -> NDArray[np.float32]:
+        """HU of slice `index` of a canonical CT at the pixels of a frame [size, size]; NaN beyond the slice."""
+        steps = (np.arange(self.size) + 0.5) / self.size
+        x = self.region.x + self.region.width - 1 - (steps * self.region.width).astype(int)
+        y = self.region.y + self.region.height - 1 - (steps * self.region.height).astype(int)
+        inside = ((y >= 0) & (y < self.shape[1]))[:, None] & ((x >= 0) & (x < self.shape[0]))
+        columns, rows = x.clip(0, self.shape[0] - 1), y.clip(0, self.shape[1] - 1)
+        seen = volume.voxels[columns[None], rows[:, None], index].astype(np.float32)
+        return np.where(inside, seen, np.float32(np.nan))
+
     def points(self, xy: ArrayLike) -> NDArray[np.float64]:
         """Canonical in-plane indices [..., 2] as (column, row) of frame pixels, centres on centres."""
         sides = np.array([self.region.width, self.region.height])

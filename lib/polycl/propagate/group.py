@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.propagate.compose import Object, blend, keep_connected
-from polycl.propagate.ending import Ending
+from polycl.propagate.ending import Ending, Looks
 from polycl.propagate.engine import FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
 from polycl.propagate.frames import Box, FrameGrid, Region
@@ -85,7 +85,7 @@ class Group:
         self._prompt(visited)
         lanes = [self._lane(run) for run in self.pending()]
         rim = self.grid.rim(self._side) & (not self.fixed)
-        sweep = Sweep(self.scene.engine, self.features, self.scene.volume.shape[2], self._known(), rim)
+        sweep = Sweep(self.scene.engine, self.features, self.scene.volume.shape[2], self._known(), self._values, rim)
         outgrown = sweep.run(lanes, visited)
         if outgrown is None:
             self._results.update({lane.run: lane.found() for lane in lanes})
@@ -126,7 +126,8 @@ class Group:
     def _lane(self, run: Run) -> Lane:
         tracked = {mark: self._prompted[run.label, mark] for mark in run.marks}
         start: NDArray[np.bool_] = (tracked[run.start].logits > 0).cpu().numpy()
-        ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges)
+        looks = Looks.of(self._values(run.start.z), start)
+        ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges, looks)
         return Lane(
             run, ending, tracked[run.start].logits.half().cpu(), {mark: one.memory for mark, one in tracked.items()}
         )
@@ -167,6 +168,10 @@ class Group:
             return found
 
         return known
+
+    def _values(self, z: int) -> NDArray[np.float32]:
+        """HU of a slice at the pixels of masks."""
+        return FrameGrid(self.region, self._side, self.grid.shape).values(self.scene.volume, z)
 
     def _grow(self, outgrown: NDArray[np.bool_]) -> None:
         box = self.grid.extent(outgrown)

@@ -26,6 +26,11 @@ class PropagateParameters(BaseModel):
     overlap: float = Field(
         default=0.1, ge=0, le=1, description="share of the smaller of two neighbouring masks that both must hold"
     )
+    drift: float = Field(
+        default=60.0,
+        gt=0,
+        description="HU that the median of a slice may be off the seed's, before it counts as absent",
+    )
     share: float = Field(
         default=1.5,
         ge=1,

@@ -45,14 +45,16 @@ class Lane:
         )
         return replace(looks, previous=self.logits[-1] if self.logits else self.start)
 
-    def take(self, result: Tracked, remembered: int, known: NDArray[np.bool_] | None) -> bool:
+    def take(
+        self, result: Tracked, remembered: int, known: NDArray[np.bool_] | None, values: NDArray[np.float32]
+    ) -> bool:
         """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on."""
         self.last[self.z] = result.memory
         self.last.pop(self.z - remembered * self.run.step, None)
         self.logits.append(result.logits.half().cpu())
         self.done += 1
         mask: NDArray[np.bool_] = (result.logits > 0).cpu().numpy()
-        return self.ending.goes_on(mask, known) and self.done < len(self.run.slices)
+        return self.ending.goes_on(mask, known, values) and self.done < len(self.run.slices)
 
     def found(self) -> Found:
         """The slices that count."""
@@ -69,6 +71,7 @@ class Sweep:
         features: the region's slices.
         depth: slices of the volume.
         known: what a segmenter finds.
+        values: HU of a slice over the frame.
         rim: where a mask touches a border of the region that is none of the slice; bool [s, s].
     """
 
@@ -76,6 +79,7 @@ class Sweep:
     features: SliceFeatures
     depth: int
     known: Known
+    values: Callable[[int], NDArray[np.float32]]
     rim: NDArray[np.bool_]
 
     def run(self, lanes: list[Lane], visited: Callable[[int], None]) -> NDArray[np.bool_] | None:
@@ -90,7 +94,8 @@ class Sweep:
             results = self.engine.track([features[lane.z] for lane in active], recalls)
             count, going = 0, []
             for lane, result in zip(active, results, strict=True):
-                goes_on = lane.take(result, self._remembered, self.known(lane.run.label, lane.z))
+                z = lane.z
+                goes_on = lane.take(result, self._remembered, self.known(lane.run.label, z), self.values(z))
                 if lane.ending.kept[-1] and (lane.ending.last & self.rim).any():
                     return lane.ending.last
                 count += 1 if goes_on else 1 + len(lane.run.slices) - lane.done
