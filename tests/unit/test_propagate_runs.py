@@ -112,7 +112,7 @@ class TestEnding:
     def watch(self, masks: list[NDArray[np.bool_]], spacing: float = 2.0, **kwargs: object) -> tuple[int, list[bool]]:
         """How many slices were visited, and which count."""
         known = kwargs.pop("known", [None] * len(masks))
-        ending = Ending(PropagateParameters(**kwargs), spacing, disc(8))  # type: ignore[arg-type]
+        ending = Ending(PropagateParameters(**kwargs), spacing, disc(8))
         for number, (mask, other) in enumerate(zip(masks, known, strict=True), start=1):  # type: ignore[call-overload]
             if not ending.goes_on(mask, other):
                 return number, ending.kept

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from polycl.propagate.parameters import PropagateParameters
 
-SPREADS = 3.0
+SPREADS = 1.5
 """A slice's median may be so many of the seed's own spreads off, at least `drift`, and still be the object's."""
 LEAST_SLICES = 2
 """One slice without the object may be a mistake; so many in a row end a run however thick they are."""
