@@ -83,13 +83,18 @@ def test_a_small_form_runs_resumes_and_reports(data: Path, tmp_path: Path) -> No
     plan = Plan(pretrain_steps=2, pretrain_batch=4, finetune_steps=2, finetune_batch=2)
     results = tmp_path / "rows.jsonl"
     experiment = Experiment(small, plan, results, tmp_path / "cache", devices.choose("cpu", "fp32"))
-    wanted = runs(small, 1, ("none", "simclr", "mixed", "mixed-local"), (3,))
+    methods = ("none", "simclr", "mixed", "mixed-local", "mixed-local-absent")
+    wanted = runs(small, 1, methods, (3,))
     for run in experiment.missing(wanted):
         experiment.run(run)
     assert experiment.missing(wanted) == []
     assert experiment.missing([*wanted, Run("none", 3, 1)]) == [Run("none", 3, 1)]
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [one["method"] for one in rows] == ["none", "simclr", "mixed", "mixed-local"]
+    assert [one["method"] for one in rows] == list(methods)
+    assert not any(one.classes.any() for one in experiment.absent())
+    assert len(experiment.absent()) + len(experiment.pool()) == 2 * 6
+    encoders = {file.name.split("-0-")[0] for file in (tmp_path / "cache" / "encoders").iterdir()}
+    assert encoders == {"headneck-simclr", "headneck-mixed", "headneck-mixed-local"}, "absent slices train no encoder"
     for one in rows:
         scores = one["scores"]["in domain"]
         assert set(scores["p0"]) == {"mandible", "right parotid", "brainstem"}

@@ -45,6 +45,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "local": {"pooling": "grid", "local": 2.0, "learning_rate": 2e-3},
 }
 """What differs from the published form in a method of that ending: `mixed-local` is `mixed` with local contrast."""
+ABSENT = "-absent"
+"""Ending of methods that fine-tune on slices known to hold no target too: the bits by which `organ` and `mixed` choose
+their examples say which those are."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Experiment:
             largest=dict.fromkeys(task.labels, 1),
         )
         self._cache = cache
-        self._pool: list[LabelledSlice] | None = None
+        self._slices: list[LabelledSlice] | None = None
         self._volumes: dict[str, tuple[Volume, Volume]] = {}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -105,8 +108,9 @@ class Experiment:
     def run(self, run: Run, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
         """Pre-train if that encoder is not there yet, fine-tune, test, and add the row to the results file."""
         start = time.perf_counter()
-        encoder = None if run.method == "none" else self.encoder(run.method, run.seed, report)
-        data = TrainingData(self.drawn(run), [], [])
+        pretraining = run.method.removesuffix(ABSENT)
+        encoder = None if pretraining == "none" else self.encoder(pretraining, run.seed, report)
+        data = TrainingData(self.drawn(run), [self.absent()] if run.method.endswith(ABSENT) else [], [])
         checkpoint = self._cache / f"{self.task.name}-{run.method}-{run.budget}-{run.seed}.safetensors"
         schedule = Schedule(
             steps=self.plan.finetune_steps,
@@ -167,10 +171,16 @@ class Experiment:
 
     def pool(self) -> list[LabelledSlice]:
         """Every training slice that holds a target, in a fixed order."""
-        if self._pool is None:
-            slices = labelled_slices(self.task.train, self.task.targets)
-            self._pool = [one for one in slices if one.classes.any()]
-        return self._pool
+        return [one for one in self._training() if one.classes.any()]
+
+    def absent(self) -> list[LabelledSlice]:
+        """Every training slice that holds none."""
+        return [one for one in self._training() if not one.classes.any()]
+
+    def _training(self) -> list[LabelledSlice]:
+        if self._slices is None:
+            self._slices = list(labelled_slices(self.task.train, self.task.targets))
+        return self._slices
 
     def drawn(self, run: Run) -> list[LabelledSlice]:
         """The labelled slices of a run, the same for every method."""

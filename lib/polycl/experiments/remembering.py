@@ -16,7 +16,7 @@ class Remembering:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.name, self.sha256, self.size = engine.name, engine.sha256, engine.size
+        self.name, self.sha256, self.size, self.sight = engine.name, engine.sha256, engine.size, engine.sight
         self._known: dict[bytes, Masks] = {}
 
     def forget(self) -> None:
