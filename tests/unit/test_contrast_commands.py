@@ -236,3 +236,22 @@ def test_a_norm_that_the_encoder_has_not_is_refused(dataset: Path, tmp_path: Pat
 def test_slices_and_scans_are_not_both_given(dataset: Path, tmp_path: Path) -> None:
     given = ("finetune", dataset, "--target", "organ=7", "-o", tmp_path / "m.safetensors")
     assert "not both" in refusal(*given, "--slices", 1, "--scans", 1)
+
+
+def test_absent_slices_need_a_budget(dataset: Path, tmp_path: Path) -> None:
+    given = ("finetune", dataset, "--target", "organ=7", "-o", tmp_path / "m.safetensors", "--absent")
+    assert "--absent needs --slices or --scans" in refusal(*given)
+
+
+def test_absent_slices_are_those_without_the_target(dataset: Path) -> None:
+    from polycl.cli.finetune import _data, _few
+
+    targets = [Target("organ", (7,))]
+    whole = _data(dataset, targets, None, None, [])
+    few = _few(whole, 2, None, 0, absent=True)
+    assert len(few.slices) == 2
+    assert all(one.classes.any() for one in few.slices)
+    (absent,) = [pool for pool in few.negatives if pool]
+    assert absent
+    assert not any(one.classes.any() for one in absent)
+    assert len(absent) == sum(not one.classes.any() for one in whole.slices)

@@ -44,6 +44,10 @@ def finetune(
     encoder: Annotated[Path | None, typer.Option(help="Checkpoint of polycl pretrain, or a segmenter.")] = None,
     slices: Annotated[int | None, typer.Option(min=1, help="Learn from so many slices with a target only.")] = None,
     scans: Annotated[int | None, typer.Option(min=1, help="Learn from so many scans with a target only.")] = None,
+    absent: Annotated[
+        bool, typer.Option("--absent", help="With few slices or scans: slices of all others without a target, too.")
+    ] = False,
+    background: Annotated[float, typer.Option(min=0, max=1, help="Its weight in cross entropy; 1 as all else.")] = 1.0,
     loss: Annotated[Literal["dice", "dice-ce"], typer.Option(help="Dice alone, or with cross entropy.")] = "dice-ce",
     freeze: Annotated[int, typer.Option(min=0, help="Steps for which the encoder keeps its weights.")] = 0,
     architecture: Annotated[Literal["unet", "resnet18"], typer.Option(help="Where no encoder is given.")] = "unet",
@@ -57,10 +61,7 @@ def finetune(
 
     A run that was interrupted goes on where it was when the same command is given again.
     """
-    if size % 16:
-        raise InputError(f"--size {size} is not a multiple of 16")
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output} must end in .safetensors")
+    _check(size, output)
     settings = options.settings(device, precision)
     from polycl import devices
     from polycl.segmenter.augment import Augmentation
@@ -70,21 +71,29 @@ def finetune(
 
     network, weights, parent = _start(encoder, architecture, norm)
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
-    data = _few(_data(dataset, targets, train, validate, without), slices, scans, seed)
-    if mirrored:
-        data = replace(data, negatives=[*data.negatives, mirror(data.slices)])
+    data = _few(_data(dataset, targets, train, validate, without), slices, scans, seed, absent=absent)
+    data = replace(data, negatives=[*data.negatives, mirror(data.slices)]) if mirrored else data
     with options.progress("Training steps") as bar:
         best = run(
             _header(network, targets, size, spacing, data, parent).model_copy(update={"certain": certain}),
             data,
             output,
-            schedule=Schedule(steps=steps, batch=batch, seed=seed, workers=workers, loss=loss, freeze=freeze),
+            schedule=Schedule(
+                steps, batch, seed=seed, workers=workers, loss=loss, background=background, freeze=freeze
+            ),
             augmentation=Augmentation(),
             encoder=weights,
             report=lambda now: _tell(now, bar),
             where=devices.choose(settings.device, settings.precision),
         )
     typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
+
+
+def _check(size: int, output: Path) -> None:
+    if size % 16:
+        raise InputError(f"--size {size} is not a multiple of 16")
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} must end in .safetensors")
 
 
 def _tell(now: Report, bar: Callable[[int, int], None]) -> None:
@@ -111,12 +120,16 @@ def _start(
     return header.network, weights, encoder.name
 
 
-def _few(data: TrainingData, slices: int | None, scans: int | None, seed: int) -> TrainingData:
-    """The data with only so many labelled slices, or scans."""
+def _few(data: TrainingData, slices: int | None, scans: int | None, seed: int, *, absent: bool) -> TrainingData:
+    """The data with only so many labelled slices, or scans; with `absent`, slices without a target as negatives."""
     from polycl.segmenter.budget import draw_scans, draw_slices
 
     if slices is not None and scans is not None:
         raise InputError("give --slices or --scans, not both")
+    if absent:
+        if slices is None and scans is None:
+            raise InputError("--absent needs --slices or --scans; without them all slices are learned from anyway")
+        data = replace(data, negatives=[*data.negatives, [one for one in data.slices if not one.classes.any()]])
     if slices is not None:
         return replace(data, slices=draw_slices(data.slices, slices, seed))
     return data if scans is None else replace(data, slices=draw_scans(data.slices, scans, seed))
