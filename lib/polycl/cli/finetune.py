@@ -64,23 +64,21 @@ def finetune(
     _check(size, output)
     settings = options.settings(device, precision)
     from polycl import devices
+    from polycl.segmenter import training
     from polycl.segmenter.augment import Augmentation
-    from polycl.segmenter.mirror import mirrored as mirror
-    from polycl.segmenter.training import Schedule
-    from polycl.segmenter.training import finetune as run
 
     network, weights, parent = _start(encoder, architecture, norm)
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
     data = _few(_data(dataset, targets, train, validate, without), slices, scans, seed, absent=absent)
-    data = replace(data, negatives=[*data.negatives, mirror(data.slices)]) if mirrored else data
+    schedule = training.Schedule(
+        steps, batch, seed=seed, workers=workers, loss=loss, background=background, freeze=freeze
+    )
     with options.progress("Training steps") as bar:
-        best = run(
+        best = training.finetune(
             _header(network, targets, size, spacing, data, parent).model_copy(update={"certain": certain}),
-            data,
+            _mirrored(data) if mirrored else data,
             output,
-            schedule=Schedule(
-                steps, batch, seed=seed, workers=workers, loss=loss, background=background, freeze=freeze
-            ),
+            schedule=schedule,
             augmentation=Augmentation(),
             encoder=weights,
             report=lambda now: _tell(now, bar),
@@ -133,6 +131,13 @@ def _few(data: TrainingData, slices: int | None, scans: int | None, seed: int, *
     if slices is not None:
         return replace(data, slices=draw_slices(data.slices, slices, seed))
     return data if scans is None else replace(data, slices=draw_scans(data.slices, scans, seed))
+
+
+def _mirrored(data: TrainingData) -> TrainingData:
+    """The data with more negatives: the halves of its slices without a target, mirrored."""
+    from polycl.segmenter.mirror import mirrored
+
+    return replace(data, negatives=[*data.negatives, mirrored(data.slices)])
 
 
 def _negatives(folder: Path | None, count: int) -> list[Case]:
