@@ -44,3 +44,9 @@ class StorageError(PolyclError):
     """The server cannot write what was sent: its disk is full, or the folder is not writable."""
 
     status: ClassVar[int] = 507
+
+
+class Cancelled(PolyclError):
+    """The one who asked no longer wants the answer."""
+
+    status: ClassVar[int] = 499

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from polycl.errors import InputError, PolyclError
+from polycl.errors import Cancelled, InputError
 from polycl.propagate.compose import paint
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.features import Cache, Scene
@@ -36,12 +36,6 @@ Progress = Callable[[int, int], None]
 """Called with slices done and slices in all; may raise to stop."""
 Roi = tuple[int, int, int, int, int, int]
 """x0, x1, y0, y1, z0, z1 in canonical voxels, the ends left out."""
-
-
-class Cancelled(PolyclError):
-    """The one who asked no longer wants the answer."""
-
-    status = 499
 
 
 class Propagation:
@@ -115,13 +109,23 @@ class Propagation:
             self._put(found.seeds)
             self._painted |= found.painted
 
+    def replace(self, found: Found) -> None:
+        """Make these all the seeds there are; what was found from those that were there before is kept.
+
+        Raises InputError for seeds that do not fit the volume, and for more labels than allowed.
+        """
+        for seeds in found.seeds.values():
+            check_seeds(self._canonical, seeds)
+        with self._lock:
+            for label, z in [(label, z) for label, z, _ in self._seeds() if z not in found.seeds.get(label, {})]:
+                self._remove(label, z)
+            self._put(found.seeds)
+            self._painted = dict(found.painted)
+
     def remove(self, label: int, z: int) -> None:
         """Forget the seed of `label` on canonical slice `z`."""
         with self._lock:
-            for group in self._groups:
-                group.remove(label, z)
-            self._groups = [group for group in self._groups if group.seeds]
-            self._painted = {one: mask for one, mask in self._painted.items() if one in self.labels}
+            self._remove(label, z)
 
     def run(self, progress: Progress | None = None, cancelled: Callable[[], bool] | None = None) -> Volume:
         """All objects, uint8 on the volume's own grid and axes; slices with a mask for a seed are as they were given.
@@ -145,6 +149,12 @@ class Propagation:
                     meter.expect(sum(len(run.slices) for each in self._groups for run in each.pending()))
                     done = group.run(meter.visited)
             return self._result()
+
+    def _remove(self, label: int, z: int) -> None:
+        for group in self._groups:
+            group.remove(label, z)
+        self._groups = [group for group in self._groups if group.seeds]
+        self._painted = {one: mask for one, mask in self._painted.items() if one in self.labels}
 
     def _put(self, seeds: Mapping[int, Mapping[int, Seed]]) -> None:
         together = set(self.labels) | set(seeds)
