@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def draw(image: Volume, labels: Volume, names: Mapping[str, int], path: Path, wi
             sheet.save(stream, "PNG", optimize=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def thumbnail(image: Volume, number: int, side: int, window: Window) -> bytes:
+    """A PNG of a canonical axial slice, true to scale, in a square of `side` pixels.
+
+    InputError for a slice that there is not.
+    """
+    ct = image.canonical()
+    if not 0 <= number < ct.shape[2]:
+        raise InputError(f"there is no slice {number}: there are {ct.shape[2]}, from 0 on")
+    hu = _radiological(ct.voxels[:, :, number])
+    x, y, _ = ct.spacing
+    scale = side / max(hu.shape[0] * y, hu.shape[1] * x)
+    panel = _panel(hu, np.zeros(hu.shape, np.uint8), (y, x), scale, window)
+    square = Image.new("L", (side, side))
+    square.paste(panel.convert("L"), ((side - panel.width) // 2, (side - panel.height) // 2))
+    stream = io.BytesIO()
+    square.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _centre(mask: Volume) -> tuple[int, int, int]:

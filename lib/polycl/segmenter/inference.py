@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class Segmenter:
         result = volume.with_voxels(np.zeros_like(volume.voxels, dtype=np.uint8))
         out = result.canonical().voxels
         grid = SliceGrid.of(canonical, self.header.preprocessing.spacing, STRIDE, crop=crop)
-        batch = max(1, BATCH_PIXELS[self.where.device.type] // (grid.padded[0] * grid.padded[1]))
+        batch = self.batch_of(grid)
         x0, x1, y0, y1 = grid.box
         depth = canonical.shape[2]
         seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
@@ -93,6 +94,23 @@ class Segmenter:
         """Logits `[B, classes, X, Y]` of windowed slices `[B, 1, X, Y]` whose sides are multiples of `STRIDE`."""
         with self._lock:
             return self._network(slices.to(self.where.device, self.where.dtype, memory_format=torch.channels_last))
+
+    @torch.inference_mode()
+    def observe(self, slices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits as `logits` has them, and the slices in the encoder's space `[B, E]`.
+
+        The latter are means and maxima of the deepest features: after instance norm the means alone tell nothing.
+        """
+        with self._lock:
+            batch = slices.to(self.where.device, self.where.dtype, memory_format=torch.channels_last)
+            features = cast(SegmentationNetwork, self._network).encoder(batch)
+            logits = cast(SegmentationNetwork, self._network).decoder(features)
+        deepest = features[-1].float()
+        return logits, torch.cat([deepest.mean(dim=(2, 3)), deepest.amax(dim=(2, 3))], dim=1)
+
+    def batch_of(self, grid: SliceGrid) -> int:
+        """Slices of this grid that the network takes at once."""
+        return max(1, BATCH_PIXELS[self.where.device.type] // (grid.padded[0] * grid.padded[1]))
 
     def _ids(self, labels: Sequence[str] | None) -> set[int]:
         known = self.header.labels

@@ -1,0 +1,438 @@
+"""What to label next: measures of doubt, selection by properties, scores that are kept, and their making ahead."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polycl import checkpoints
+from polycl.acquisition import ahead, measures, selection
+from polycl.acquisition.ahead import Image, Model, ScoresAhead
+from polycl.acquisition.scores import Place, Scores, ScoreStore, score
+from polycl.acquisition.selection import Candidate, Method
+from polycl.errors import InputError
+from polycl.phantom import make_phantom
+from polycl.segmenter import Segmenter
+from polycl.segmenter.inference import BATCH_PIXELS
+from polycl.volume import Volume, read_volume, write_volume
+
+pytestmark = pytest.mark.unit
+
+METHODS: tuple[Method, ...] = ("uncertain", "diverse", "mixed")
+NONE_LABELLED = np.zeros((0, 3), dtype=np.float32)
+
+
+def candidate(image: str, seed: int, slices: int = 5, likely: bool = True) -> Candidate:
+    draw = np.random.default_rng(seed)
+    embeddings = draw.normal(size=(slices, 3)).astype(np.float32)
+    doubt = draw.random(slices).astype(np.float32)
+    numbers = np.arange(slices) * 2 + 1
+    return Candidate(image, numbers, doubt, np.full(slices, likely), embeddings, np.arange(slices))
+
+
+pools = st.integers(0, 10_000).flatmap(
+    lambda seed: st.lists(st.integers(1, 6), min_size=1, max_size=7).map(
+        lambda sizes: [candidate(f"image {at}", seed + at, size) for at, size in enumerate(sizes)]
+    )
+)
+
+
+@given(pools, st.integers(0, 9), st.sampled_from(METHODS), st.integers(0, 4))
+@settings(deadline=None)
+def test_picks_are_of_different_images_and_their_slices(
+    pool: list[Candidate], count: int, method: Method, labelled: int
+) -> None:
+    covered = np.random.default_rng(1).normal(size=(labelled, 3)).astype(np.float32)
+    picks = selection.choose(method, pool, covered, count)
+    assert len(picks) == min(count, len(pool))
+    assert len({pick.image for pick in picks}) == len(picks)
+    by_image = {one.image: one for one in pool}
+    assert all(pick.slice in by_image[pick.image].numbers for pick in picks)
+    assert picks == selection.choose(method, pool, covered, count), "the same again"
+    assert picks == selection.choose(method, pool, covered, len(pool))[:count], "fewer are the first of more"
+
+
+@given(pools)
+@settings(deadline=None)
+def test_the_most_doubtful_come_first(pool: list[Candidate]) -> None:
+    picks = selection.uncertain(pool, len(pool))
+    scores = [pick.score for pick in picks]
+    assert scores == sorted(scores, reverse=True)
+    for pick in picks:
+        one = next(one for one in pool if one.image == pick.image)
+        assert one.doubt[list(one.numbers).index(pick.slice)] == one.doubt.max()
+
+
+@given(pools, st.integers(1, 4), st.integers(1, 4))
+@settings(deadline=None)
+def test_k_centre_takes_the_slice_furthest_from_what_is_covered(pool: list[Candidate], labelled: int, at: int) -> None:
+    """By brute force: each pick is the slice with the largest distance to the labelled slices and the picks before."""
+    covered = list(np.random.default_rng(2).normal(size=(labelled, 3)).astype(np.float32))
+    picks = selection.diverse(pool, np.array(covered), at)
+    left = {one.image: one for one in pool}
+    for pick in picks:
+        gaps = {
+            (name, int(number)): min(math.dist(embedding, other) for other in covered)
+            for name, one in left.items()
+            for number, embedding in zip(one.numbers, one.embeddings, strict=True)
+        }
+        assert gaps[pick.image, pick.slice] == pytest.approx(max(gaps.values()), rel=1e-3)
+        covered += list(left.pop(pick.image).embeddings)
+
+
+@given(pools, st.integers(2, 5))
+@settings(deadline=None)
+def test_a_twin_of_what_is_labelled_comes_last(pool: list[Candidate], times: int) -> None:
+    twin = candidate("twin", 99_999)
+    picks = selection.diverse([twin, *pool], np.repeat(twin.embeddings, times, axis=0), len(pool) + 1)
+    assert picks[-1].image == "twin"
+
+
+def test_with_nothing_labelled_the_most_ordinary_comes_first() -> None:
+    line = np.array([[0.0], [1.0], [2.0], [3.0], [10.0]], dtype=np.float32)
+    pool = [
+        Candidate(str(at), np.array([7]), np.ones(1, np.float32), np.ones(1, bool), line[at : at + 1], np.array([0]))
+        for at in range(len(line))
+    ]
+    picks = selection.diverse(pool, np.zeros((0, 1), np.float32), 2)
+    assert [pick.image for pick in picks] == ["3", "4"], "the mean is 3.2, and 10 is furthest from it"
+
+
+def test_mixed_chooses_among_the_doubtful() -> None:
+    pool = [candidate(str(at), at) for at in range(6)]
+    doubtful = {pick.image for pick in selection.uncertain(pool, 3)}
+    assert {pick.image for pick in selection.mixed(pool, NONE_LABELLED, 3)} == doubtful
+    assert len(selection.mixed(pool, NONE_LABELLED, 6)) == 6
+    assert selection.mixed([], NONE_LABELLED, 2) == []
+
+
+def test_slices_with_something_to_outline_are_preferred() -> None:
+    one = candidate("a", 0)
+    likely = np.array([False, False, True, False, False])
+    most = int(one.doubt.argmax())
+    assert most != 2
+    partly = Candidate("a", one.numbers, one.doubt, likely, one.embeddings, one.embedded)
+    assert partly.doubtful() == one.numbers[2]
+    nowhere = Candidate("a", one.numbers, one.doubt, ~(likely | ~likely), one.embeddings, one.embedded)
+    assert nowhere.doubtful() == one.numbers[most]
+
+
+def scores(depth: int = 9, area: float = 5.0) -> Scores:
+    draw = np.random.default_rng(depth)
+    numbers = np.arange(0, depth, 2)
+    count = len(numbers)
+    place = Place.of(Volume(np.zeros((4, 6, depth), np.int16), np.diag([2.0, 3.0, 5.0, 1.0])))
+    column = draw.random(count).astype(np.float32)
+    return Scores(
+        place, numbers, column, column * 2, np.full(count, area, np.float32), draw.random((count, 3), np.float32)
+    )
+
+
+def test_labelled_slices_are_no_candidates() -> None:
+    found = scores()
+    rest = Candidate.of("a", found, labelled=(0, 2, 4))
+    assert rest is not None
+    assert list(rest.numbers) == [6, 8]
+    assert Candidate.of("a", found, labelled=range(9)) is None
+
+
+def test_a_label_covers_the_slices_it_tells_of_or_the_nearest() -> None:
+    found, known = scores(), np.zeros(9, bool)
+    assert len(selection.coverage(found, known)) == 0
+    known[3] = True
+    np.testing.assert_array_equal(selection.coverage(found, known), found.embeddings[1:3])
+    known[:] = True
+    np.testing.assert_array_equal(selection.coverage(found, known), found.embeddings)
+    np.testing.assert_array_equal(selection.coverage(found, None), found.embeddings)
+
+
+@given(st.lists(st.integers(0, 99), max_size=30, unique=True).map(sorted), st.integers(1, 9))
+def test_evenly_spaced(numbers: list[int], most: int) -> None:
+    kept = list(selection.evenly(np.array(numbers, dtype=np.int64), most))
+    assert len(kept) == min(most, len(numbers))
+    assert kept == sorted(set(kept) & set(numbers))
+
+
+def test_entropy_and_disagreement_at_their_ends() -> None:
+    sure = torch.tensor([1.0, 0.0])[:, None, None]
+    even = torch.tensor([0.5, 0.5])[:, None, None]
+    other = torch.tensor([0.0, 1.0])[:, None, None]
+    assert measures.entropy(sure).item() == pytest.approx(0, abs=1e-5)
+    assert measures.entropy(even).item() == pytest.approx(math.log(2))
+    assert measures.disagreement(torch.stack([sure, other])).item() == pytest.approx(math.log(2), abs=1e-5)
+    assert measures.disagreement(torch.stack([even, even])).item() == pytest.approx(0, abs=1e-6), "unsure, but agreed"
+
+
+@given(st.integers(0, 500))
+@settings(deadline=None)
+def test_views_that_contradict_each_other_are_in_doubt(seed: int) -> None:
+    views = torch.randn(3, 2, 3, 4, 5, generator=torch.Generator().manual_seed(seed)).softmax(dim=2)
+    doubt = measures.disagreement(views)
+    assert doubt.shape == (2, 4, 5)
+    assert doubt.min() >= 0
+    assert doubt.max() <= math.log(3) + 1e-5
+    assert (doubt <= measures.entropy(views.mean(dim=0)) + 1e-5).all()
+
+
+def test_a_network_that_only_looks_at_brightness_disagrees_at_its_threshold_alone() -> None:
+    slices = torch.full((2, 1, 32, 48), 0.2)
+    slices[1] = 0.52
+
+    def bright(seen: torch.Tensor) -> torch.Tensor:
+        assert seen.shape[-2] % 16 == seen.shape[-1] % 16 == 0
+        return torch.cat([0.5 - seen, seen - 0.5], dim=1) * 400
+
+    views = measures.views_of(bright, slices)
+    assert views.shape == (3, 2, 2, 32, 48)
+    below, at = measures.disagreement(views)
+    assert below.max() < 1e-3
+    assert at.min() > 0.3
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_checkpoint: Path) -> Segmenter:
+    return Segmenter.load(tiny_checkpoint, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Volume:
+    return make_phantom(0, shape=(48, 40, 11), spacing=(8.0, 8.0, 20.0)).image
+
+
+def test_scores_of_a_volume(segmenter: Segmenter, phantom: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    found = score(segmenter, phantom, lambda: waits.append(1), most=6)
+    assert list(found.numbers) == [0, 2, 4, 6, 8, 10]
+    assert found.embeddings.shape == (6, 16)
+    assert np.isfinite(found.embeddings).all()
+    assert (found.disagreement >= 0).all()
+    assert (found.disagreement <= found.entropy + 1e-3).all()
+    body_cm2 = 48 * 40 * 0.8 * 0.8
+    assert (found.area <= body_cm2).all()
+    assert waits
+    # one slice at a time gives the same: batches do not mix
+    monkeypatch.setitem(BATCH_PIXELS, "cpu", 1)
+    again = score(segmenter, phantom, most=6)
+    np.testing.assert_allclose(again.disagreement, found.disagreement, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(again.embeddings, found.embeddings, rtol=1e-3, atol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_order_of_axes(segmenter: Segmenter, phantom: Volume) -> None:
+    turned = Volume(phantom.voxels.transpose(2, 0, 1)[::-1], phantom.affine[:, [2, 0, 1, 3]] @ flip(phantom.shape[2]))
+    one, other = score(segmenter, phantom), score(segmenter, turned)
+    np.testing.assert_allclose(one.disagreement, other.disagreement, rtol=1e-4, atol=1e-4)
+    where, there = one.place.slice(3), other.place.slice(3)
+    assert where["ras"] == there["ras"]
+    assert (where["number"], where["of"], there["of"]) == (3, 11, 11)
+    assert (there["axis"], there["index"]) == ("i", 11 - 1 - 3)
+
+
+def flip(count: int) -> np.ndarray:
+    """Affine of the same grid with its first axis reversed."""
+    change = np.diag([-1.0, 1.0, 1.0, 1.0])
+    change[0, 3] = count - 1
+    return change
+
+
+def test_the_place_of_a_slice() -> None:
+    affine = np.diag([-2.0, -3.0, 5.0, 1.0])
+    affine[:3, 3] = (10, 20, 100)
+    told = Place.of(Volume(np.zeros((5, 7, 9), np.int16), affine)).slice(4)
+    assert told == {"number": 4, "of": 9, "axis": "k", "index": 4, "ras": [6.0, 11.0, 120.0]}
+
+
+def test_scores_are_kept_by_model_and_content(tmp_path: Path) -> None:
+    store, found = ScoreStore(tmp_path), scores()
+    assert store.get("w", "c") is None
+    store.put("w", "c", found)
+    again = store.get("w", "c")
+    assert again is not None
+    assert again.place == found.place
+    for name in ("numbers", "disagreement", "entropy", "area", "embeddings"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    assert store.get("other", "c") is store.get("w", "other") is None
+
+
+@pytest.mark.parametrize("data", [b"", b"damaged" * 9])
+def test_damaged_scores_are_as_good_as_none(tmp_path: Path, data: bytes) -> None:
+    store = ScoreStore(tmp_path)
+    store.put("w", "c", scores())
+    (tmp_path / "w" / "c.safetensors").write_bytes(data)
+    assert store.get("w", "c") is None
+    assert not store.has("w", "c")
+
+
+def test_scores_of_old_models_go(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    for number, weights in enumerate(("a", "b", "live")):
+        store.put(weights, "c", scores())
+        os.utime(tmp_path / weights, (number + 1, number + 1))
+    (tmp_path / "live" / ".left.12345678").write_bytes(b"")
+    store.sweep("live")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["b", "live"]
+    assert [one.name for one in (tmp_path / "live").iterdir()] == ["c.safetensors"]
+
+
+class Site:
+    """A folder of images and what scores them; counts what is read."""
+
+    def __init__(self, folder: Path, segmenter: Segmenter) -> None:
+        self.folder, self.segmenter = folder, segmenter
+        self.weights = "w" * 64
+        self.images: list[Image] = []
+        self.reads: list[str] = []
+        self.busy: Callable[[], bool] = lambda: False
+        for seed in range(3):
+            self.add(f"image_{seed}", seed)
+
+    def add(self, name: str, seed: int) -> None:
+        path = self.folder / f"{name}.nii.gz"
+        write_volume(make_phantom(seed, shape=(32, 32, 6), spacing=(12.0, 12.0, 30.0)).image, path)
+        self.images.append(Image(name, path))
+
+    def read(self, path: Path) -> Volume:
+        self.reads.append(path.name.partition(".")[0])
+        return read_volume(path)
+
+    def idle(self, seconds: float) -> bool:
+        if busy := self.busy():
+            time.sleep(0.01)
+        return not busy
+
+    def scored(self) -> ScoresAhead:
+        return ScoresAhead(
+            self.folder / "state",
+            images=lambda: list(self.images),
+            model=lambda: Model(self.segmenter, self.weights, "tiny@0"),
+            read=self.read,
+            idle=self.idle,
+        )
+
+
+@pytest.fixture
+def site(tmp_path: Path, segmenter: Segmenter) -> Site:
+    return Site(tmp_path, segmenter)
+
+
+def test_scores_survive_a_restart(site: Site) -> None:
+    names = [image.id for image in site.images]
+    first = site.scored()
+    first.look()
+    assert site.reads == names
+    picks = first.choose("mixed", names, 3)
+    assert len(picks) == 3
+    again = site.scored()
+    again.look()
+    assert site.reads == names, "nothing is read again"
+    assert again.choose("mixed", names, 3) == picks
+
+
+def test_another_version_scores_again(site: Site) -> None:
+    scored = site.scored()
+    scored.look()
+    site.weights = "v" * 64
+    scored.look()
+    assert len(site.reads) == 6
+    site.weights = "w" * 64
+    scored.look()
+    assert len(site.reads) == 6, "the scores of the version before are kept"
+
+
+def test_a_changed_image_is_scored_again(site: Site) -> None:
+    scored = site.scored()
+    scored.look()
+    write_volume(make_phantom(9, shape=(32, 32, 6), spacing=(12.0, 12.0, 30.0)).image, site.images[1].path)
+    scored.look()
+    assert site.reads[3:] == ["image_1"]
+
+
+def test_a_broken_image_is_skipped_and_named(site: Site) -> None:
+    site.images[0].path.write_bytes(b"nothing")
+    scored = site.scored()
+    scored.look()
+    progress = scored.progress()
+    assert (progress.done, progress.total) == (2, 3)
+    assert list(progress.skipped) == ["image_0"]
+    assert "not" in progress.skipped["image_0"]
+    scored.look()
+    assert site.reads.count("image_0") == 1, "it is not tried again as long as it is the same"
+    assert {pick.image for pick in scored.choose("uncertain", ["image_0", "image_1"], 5)} == {"image_1"}
+
+
+def test_labelled_images_cover_and_are_not_chosen(site: Site) -> None:
+    site.images[2] = Image("image_2", site.images[2].path, labelled=True, known=np.ones(6, bool))
+    scored = site.scored()
+    scored.look()
+    assert {pick.image for pick in scored.choose("diverse", ["image_0", "image_1"], 5)} == {"image_0", "image_1"}
+    assert scored.choose("diverse", ["image_2"], 5) == []
+    site.images[2] = Image("image_2", site.images[2].path)
+    scored.look()
+    assert [pick.image for pick in scored.choose("diverse", ["image_2"], 5)] == ["image_2"]
+
+
+def test_a_full_disk_costs_only_what_would_be_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise InputError("cannot write: No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    scored = site.scored()
+    scored.look()
+    assert scored.progress().done == 3
+    assert scored.progress().skipped == {}
+
+
+def test_nothing_is_computed_while_a_request_is_served(site: Site) -> None:
+    free = threading.Event()
+    site.busy = lambda: not free.is_set()
+    scored = site.scored()
+    scored.start()
+    time.sleep(0.3)
+    assert scored.progress().done == 0
+    free.set()
+    until(lambda: scored.progress().done == 3)
+    scored.close()
+
+
+def test_it_ends_at_once_when_closed(site: Site) -> None:
+    site.busy = lambda: True
+    scored = site.scored()
+    scored.start()
+    until(lambda: site.reads)
+    began = time.monotonic()
+    scored.close()
+    assert time.monotonic() - began < 5
+    assert not [thread for thread in threading.enumerate() if thread.name == "scores-ahead" and thread.is_alive()]
+
+
+def test_a_new_image_is_found_when_woken(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = site.scored()
+    scored.start()
+    until(lambda: scored.progress().done == 3)
+    site.add("image_3", 3)
+    scored.wake()
+    until(lambda: scored.progress().done == 4)
+    scored.close()
+
+
+def test_without_a_model_nothing_is_chosen(tmp_path: Path) -> None:
+    scored = ScoresAhead(tmp_path, images=list, model=lambda: None, read=read_volume)
+    scored.look()
+    assert scored.choose("mixed", ["a"], 1) == []
+    assert scored.progress() == ahead.Progress("", 0, 0, {})
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
