@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from polycl.checkpoints import Typed
+from polycl.checkpoints import Header, Typed
 from polycl.errors import InputError, NotFoundError
 from polycl.files import write_atomically
 from polycl.learning.examples import Example
@@ -70,6 +70,35 @@ class Request(Typed):
     nice: int = Field(default=15, ge=0, le=19)
 
 
+class Pretraining(Typed):
+    """What to pre-train an encoder on, and how. Written once, like `Request`.
+
+    Attributes:
+        store: the folder of images; no label is looked at.
+        header: network and preprocessing of the encoder to be.
+        models: the folder where it becomes a model called `name`.
+    """
+
+    format: Literal[1] = 1
+    kind: Literal["pretraining"]
+    store: Path
+    header: Header
+    models: Path
+    name: str
+    steps: int = Field(default=300, ge=1, le=100_000)
+    batch: int = Field(default=8, ge=2)
+    seed: int = 0
+    cache: Path
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int = Field(ge=1)
+    nice: int = Field(default=15, ge=0, le=19)
+
+
+Task = Request | Pretraining
+_TASK: TypeAdapter[Task] = TypeAdapter(Request | Pretraining)
+
+
 class Event(Typed):
     """What a run tells. What is None did not change, or is not known.
 
@@ -103,9 +132,16 @@ class Run:
         self.id = folder.name
 
     def request(self) -> Request:
-        """What was asked for; InputError if it cannot be read, as after an update of this program."""
+        """What was asked for; InputError if this version cannot read it, or if it trains no segmenter."""
+        task = self.task()
+        if not isinstance(task, Request):
+            raise InputError(f"run {self.id} trains no segmenter")
+        return task
+
+    def task(self) -> Task:
+        """What was asked for, of either kind; InputError if it cannot be read."""
         try:
-            return Request.model_validate_json((self.folder / "request.json").read_bytes())
+            return _TASK.validate_json((self.folder / "request.json").read_bytes())
         except (OSError, ValidationError):
             raise InputError(f"the request of run {self.id} cannot be read by this version") from None
 
@@ -166,7 +202,7 @@ class Runs:
         self.folder = folder
         self._lock_file = folder / "worker.lock"
 
-    def create(self, request: Request) -> Run:
+    def create(self, request: Task) -> Run:
         """A new run with its request and first event. The oldest that have ended make room."""
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
         folder = self.folder / f".{name}"

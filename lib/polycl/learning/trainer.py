@@ -24,13 +24,13 @@ from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from polycl.catalogue import Catalogue
-from polycl.checkpoints import Typed
+from polycl.checkpoints import Header, Typed
 from polycl.errors import InputError, PolyclError
 from polycl.labels.record import SavedLabel
 from polycl.learning.examples import split
 from polycl.learning.gate import Rule
 from polycl.learning.patients import Patients, patient_of
-from polycl.learning.runs import Event, Publish, Request, Run, Runs, State
+from polycl.learning.runs import Event, Pretraining, Publish, Request, Run, Runs, State, Task
 from polycl.learning.versions import Versions
 from polycl.settings import Settings
 
@@ -89,12 +89,22 @@ class Trainer:
 
         Busy if one is under way; NotFoundError for an unknown segmenter; InputError if no label could be trained on.
         """
+        return self._begin(lambda: self._request(options, store, saved))
+
+    def pretrain(self, segmenter: str, store: Path, steps: int = 300) -> Run:
+        """Start a run that teaches an encoder, of the same network as a segmenter, on all images in the folder `store`.
+
+        Busy if a run of either kind is under way; NotFoundError for an unknown segmenter.
+        """
+        return self._begin(lambda: self._pretraining(segmenter, store, steps))
+
+    def _begin(self, task: Callable[[], Task]) -> Run:
         self.runs.folder.mkdir(parents=True, exist_ok=True)
         with self._lock, FileLock(self.runs.folder / "start.lock"):
             if (pending := self.runs.pending()) is not None:
                 self._watch(pending)
                 raise Busy(f"training is under way (run {pending.id}); cancel it first, or wait")
-            run = self.runs.create(self._request(options, store, saved))
+            run = self.runs.create(task())
             self._watch(run)
             return run
 
@@ -168,6 +178,22 @@ class Trainer:
             nice=settings.learn_nice,
         )
 
+    def _pretraining(self, segmenter: str, store: Path, steps: int) -> Pretraining:
+        header, settings = self._catalogue.entry(segmenter, "segmenter").header(), self._settings
+        return Pretraining(
+            kind="pretraining",
+            store=store,
+            header=Header(kind="encoder", network=header.network, preprocessing=header.preprocessing),
+            models=settings.models,
+            name=f"encoder-{datetime.now(UTC):%Y%m%d-%H%M%S}",
+            steps=steps,
+            cache=settings.cache / "pretraining",
+            device=settings.device,
+            precision=settings.precision,
+            threads=settings.learn_threads or max(1, _processors() - 1),
+            nice=settings.learn_nice,
+        )
+
     def _watch(self, run: Run) -> None:
         """See that somebody works on a run, from now until it has ended."""
         watcher = self._watchers.get(run.id)
@@ -233,7 +259,7 @@ def _processors() -> int:
 
 def _spawn(run: Run) -> subprocess.Popen[bytes]:
     """A process that carries out the run; what it prints goes to the run's folder."""
-    threads = str(run.request().threads)
+    threads = str(run.task().threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     with (run.folder / "worker.log").open("ab") as log:
         return subprocess.Popen(

@@ -17,7 +17,7 @@ from types import FrameType
 from filelock import Timeout
 
 from polycl.errors import PolyclError
-from polycl.learning.runs import Run, Runs
+from polycl.learning.runs import Pretraining, Run, Runs
 from polycl.learning.telling import Teller
 
 BUSY = 75
@@ -54,9 +54,15 @@ def carry_out(run: Run) -> int:
     try:
         if run.cancelled:
             raise Stopped
-        from polycl.learning.process import learn
+        task = run.task()
+        if isinstance(task, Pretraining):
+            from polycl.learning.pretraining import learn_encoder
 
-        learn(run, run.request(), tell)
+            learn_encoder(run, task, tell)
+        else:
+            from polycl.learning.process import learn
+
+            learn(run, task, tell)
     except Stopped:
         tell("cancelled" if run.cancelled else "interrupted")
     except PolyclError as error:
@@ -79,7 +85,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _step_back(run: Run) -> None:
     """Give way to whoever else wants the processor, such as the server that started this."""
     try:
-        request = run.request()
+        request = run.task()
     except PolyclError:  # told by who carries it out
         return
     os.nice(max(0, request.nice - os.nice(0)))
