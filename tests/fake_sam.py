@@ -17,6 +17,7 @@ class FakeSam:
     """Deterministic, and counts what it encodes."""
 
     name, sha256, size = NAME, "f" * 64, 64
+    sight = None
 
     def __init__(self) -> None:
         self.encoded = 0

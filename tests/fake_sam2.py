@@ -1,16 +1,19 @@
 """A SAM 2 without weights: it follows what is bright and lies where one of its memories lies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pytest
 import torch
 from scipy import ndimage
 
-from polycl.propagate.engine import Features, FramePrompt, Memory, Recall, Tracked
+from polycl.propagate.engine import Features, FramePrompt, Memory, Recall, Tracked, VideoEngine
 from polycl.propagate.header import FrameConfig
+from polycl.settings import Settings
 from polycl.window import Window
 
 BRIGHT = 0.5
+NAME = "polycl-sam2-ct"
 
 
 class FakeSam2:
@@ -73,3 +76,26 @@ class FakeSam2:
         mask = torch.as_tensor(mask, dtype=torch.bool)
         there = bool(mask.any())
         return Tracked(mask.float() * 12 - 6, 5.0 if there else -5.0, 0.9, Memory(mask, torch.zeros(4)))
+
+
+def installed() -> Iterator[FakeSam2]:
+    """The app finds this network alone, for as long as this generator is not resumed."""
+    engine = FakeSam2()
+
+    def load(name: str, settings: Settings, *, size: int | None = None) -> VideoEngine:
+        assert name == NAME
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polycl.monailabel.propagators.load_propagator", load)
+        patch.setattr("polycl.monailabel.propagators.at_hand", lambda catalogue: [NAME])
+        yield engine
+
+
+def install() -> None:
+    """The same for as long as the process runs."""
+    _kept.append(installed())
+    next(_kept[0])
+
+
+_kept: list[Iterator[FakeSam2]] = []

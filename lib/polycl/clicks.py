@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.errors import InputError
-from polycl.sam import Masks, Prompts, from_image, to_pixels
+from polycl.sam import Embedding, Engine, Masks, Prompts, from_image, to_pixels
+from polycl.sam.regions import Region, masks_on, prompts_in, region_for
 from polycl.volume import Volume, to_canonical_index
 
 Index = tuple[int, int, int]
@@ -41,8 +42,8 @@ def locate(click: Click, volume: Volume) -> tuple[int, Prompts]:
     """
     if not click.inside and click.roi is None:
         raise InputError("there is nothing to outline: give a point in foreground, or a roi")
-    box = None if click.roi is None else _box(click.roi, volume)
-    points = _canonical(click.inside + click.outside, volume)
+    box = None if click.roi is None else canonical_box(click.roi, volume)
+    points = canonical_points(click.inside + click.outside, volume)
     labels = np.array([1] * len(click.inside) + [0] * len(click.outside), dtype=np.int64)
     z = _slice_of_points(click, points, labels) if len(points) else _slice_of_box(click, box, volume)
     plane = volume.canonical().shape[:2]
@@ -53,6 +54,23 @@ def locate(click: Click, volume: Volume) -> tuple[int, Prompts]:
         raise InputError("there is nothing to outline: the slice clicked last has no point in foreground and no roi")
     corners = None if box is None else to_pixels(box[:, :2], plane).reshape(4)
     return z, Prompts(to_pixels(points[here, :2], plane), labels[here], corners)
+
+
+def seen_region(engine: Engine, prompts: Prompts, volume: Volume) -> Region | None:
+    """The part of a slice that `engine` shall see to answer `prompts`; None for all of it."""
+    if engine.sight is None:
+        return None
+    canonical = volume.canonical()
+    spacing = canonical.spacing[1], canonical.spacing[0]
+    return region_for(engine.sight, prompts, (canonical.shape[1], canonical.shape[0]), spacing)
+
+
+def decode_seen(engine: Engine, embedding: Embedding, prompts: Prompts, volume: Volume, region: Region | None) -> Masks:
+    """Masks of the whole slice, of which `embedding` is of `region`."""
+    if region is None:
+        return engine.decode(embedding, prompts)
+    width, height = volume.canonical().shape[:2]
+    return masks_on(engine.decode(embedding, prompts_in(prompts, region)), region, (height, width))
 
 
 def best_mask(masks: Masks, prompts: Prompts) -> NDArray[np.bool_]:
@@ -71,7 +89,8 @@ def on_slice(mask: NDArray[np.bool_], z: int, volume: Volume) -> Volume:
     return result
 
 
-def _canonical(points: tuple[Index, ...], volume: Volume) -> NDArray[np.int64]:
+def canonical_points(points: tuple[Index, ...], volume: Volume) -> NDArray[np.int64]:
+    """Own voxel indices as canonical ones [N, 3]; InputError names the first that is outside the image."""
     own = np.array(points, dtype=np.int64).reshape(-1, 3)
     outside = (own < 0) | (own >= np.array(volume.shape))
     if outside.any():
@@ -81,8 +100,11 @@ def _canonical(points: tuple[Index, ...], volume: Volume) -> NDArray[np.int64]:
     return canonical
 
 
-def _box(roi: tuple[int, int, int, int, int, int], volume: Volume) -> NDArray[np.int64]:
-    """Two opposite corners [2, 3] of the part within the image, sorted, in canonical indices."""
+def canonical_box(roi: tuple[int, int, int, int, int, int], volume: Volume) -> NDArray[np.int64]:
+    """Two opposite corners [2, 3] of the part within the image, sorted, in canonical indices.
+
+    InputError for a box of no area on axial slices, or outside the image.
+    """
     corners = to_canonical_index(np.array(roi).reshape(3, 2).T, volume.shape, volume.affine)
     low, high = corners.min(axis=0), corners.max(axis=0)
     if (low[:2] == high[:2]).any():

@@ -28,6 +28,7 @@ class Boxes:
     """A SAM that fills every box, but for the row at its top."""
 
     name, sha256, size = "mobile-sam", "0" * 64, 64
+    sight = None
 
     def encode(self, image: NDArray[np.floating]) -> Embedding:
         size = (image.shape[0], image.shape[1])

@@ -50,6 +50,7 @@ class Threshold:
     """A SAM that finds what is brighter than half the window inside the box, however the image is turned."""
 
     name, sha256, size = "threshold", "0" * 64, 64
+    sight = None
 
     def __init__(self, score: float = 0.9, bias: float = 0.0) -> None:
         self.score, self.bias = score, bias

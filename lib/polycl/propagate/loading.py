@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from polycl.catalogue import Catalogue, Entry, SamEntry
 from polycl.errors import ModelError, NotFoundError
-from polycl.propagate.engine import VideoEngine
 
 if TYPE_CHECKING:
     import torch
 
     from polycl.propagate.architecture import Sam2Config
     from polycl.propagate.header import FrameConfig
+    from polycl.propagate.sam2_engine import Sam2Engine
     from polycl.settings import Settings
 
 DEFAULT = "polycl-sam2-ct"
@@ -22,7 +22,7 @@ USUAL_SIZE = 512
 """Pixels a side of frames for weights by others: far less work than the 1024 that they were trained at."""
 
 
-def load_propagator(name: str, settings: Settings, *, size: int | None = None) -> VideoEngine:
+def load_propagator(name: str, settings: Settings, *, size: int | None = None) -> Sam2Engine:
     """The network called `name`, or of the checkpoint at that path, with its weights checked and loaded.
 
     Args:
@@ -38,6 +38,14 @@ def load_propagator(name: str, settings: Settings, *, size: int | None = None) -
     if isinstance(entry, SamEntry):
         return _published(entry, settings, size or USUAL_SIZE)
     return _ours(entry, settings, size)
+
+
+def at_hand(catalogue: Catalogue) -> list[str]:
+    """Names of the networks whose weights are here, unchecked; the one to take where none is named is the first."""
+    published = [name for name in catalogue.engines(KIND) if catalogue.engine(name, KIND).here()]
+    others = [name for name in catalogue.names(KIND) if name not in catalogue.engines(KIND)]
+    ours = [name for name in others if catalogue.entry(name, KIND).path.is_file()]
+    return sorted(ours, key=lambda name: name != DEFAULT) + published
 
 
 def find(name: str, catalogue: Catalogue) -> Entry | SamEntry:
@@ -59,7 +67,7 @@ def find(name: str, catalogue: Catalogue) -> Entry | SamEntry:
     return catalogue.entry(name)
 
 
-def _ours(entry: Entry, settings: Settings, size: int | None) -> VideoEngine:
+def _ours(entry: Entry, settings: Settings, size: int | None) -> Sam2Engine:
     from polycl.checkpoints import load_as
     from polycl.files import sha256_of
     from polycl.propagate.header import Sam2Header
@@ -70,7 +78,7 @@ def _ours(entry: Entry, settings: Settings, size: int | None) -> VideoEngine:
     return _engine(entry.name, sha256, config, header.frames, weights, settings)
 
 
-def _published(entry: SamEntry, settings: Settings, size: int) -> VideoEngine:
+def _published(entry: SamEntry, settings: Settings, size: int) -> Sam2Engine:
     from polycl import checkpoints, checksums
     from polycl.propagate.architecture import ARCHITECTURES
     from polycl.propagate.header import FrameConfig
@@ -88,7 +96,7 @@ def _engine(
     frames: FrameConfig,
     weights: dict[str, torch.Tensor],
     settings: Settings,
-) -> VideoEngine:
+) -> Sam2Engine:
     from polycl import devices
     from polycl.propagate.architecture import build
     from polycl.propagate.sam2_engine import Sam2Engine

@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from polycl import devices
 from polycl.errors import InputError
@@ -106,6 +108,47 @@ class Sam2Engine:
                     found = self._track([features[n] for n in members], [recalls[n] for n in members])
                     results.update(zip(members, found, strict=True))
         return [results[n] for n in range(len(recalls))]
+
+    @torch.inference_mode()
+    def candidates(
+        self,
+        features: Features,
+        corners: Sequence[tuple[NDArray[np.float64], NDArray[np.int64]]],
+        masks: torch.Tensor | None = None,
+        *,
+        several: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks of objects on one frame that stands alone, whether the network thinks that they are there or not.
+
+        Args:
+            features: of the frame.
+            corners: for each object, equally many points [N, 2] and labels [N], as `FramePrompt.corners` has them.
+            masks: logits [B, 1, h, w] over the frame, as prompts.
+            several: three candidates for each object, instead of one.
+
+        Returns logits [B, M, S / 4, S / 4] and the IoU expected of each [B, M].
+        """
+        net, device = self._net, self.where.device
+        with self._lock:
+            top, fine = self._stacked([features])
+            points = torch.from_numpy(np.stack([one for one, _ in corners])).to(device, torch.float32)
+            labels = torch.from_numpy(np.stack([one for _, one in corners])).to(device, torch.int32)
+            if masks is not None:
+                size = net.sam_prompt_encoder.mask_input_size
+                masks = F.interpolate(masks.to(device).float(), size, mode="bilinear", antialias=True)
+            sparse, dense = net.sam_prompt_encoder(
+                points=(points, labels) if points.shape[1] else None, boxes=None, masks=masks
+            )
+            low, scores, _, _ = net.sam_mask_decoder(
+                image_embeddings=top.to(device) + net.no_mem_embed.reshape(1, -1, 1, 1),
+                image_pe=net.sam_prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=several,
+                repeat_image=len(corners) > 1,
+                high_res_features=[level.to(device) for level in fine],
+            )
+        return low.float(), scores.float()
 
     def _track(self, features: list[Features], recalls: list[Recall]) -> list[Tracked]:
         """`track` for frames with equally many memories."""

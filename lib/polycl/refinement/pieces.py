@@ -16,7 +16,8 @@ from scipy import ndimage
 from polycl.metrics import dice
 from polycl.refinement.parameters import Ask, RefineParameters
 from polycl.sam import Masks, Prompts, mask_prompt
-from polycl.sam.slices import Mosaic, Region
+from polycl.sam.regions import Region
+from polycl.sam.slices import Mosaic
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 Spacing = tuple[float, float]

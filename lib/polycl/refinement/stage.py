@@ -33,7 +33,9 @@ from polycl.refinement.pieces import (
 )
 from polycl.refinement.report import RefineReport
 from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
-from polycl.sam.slices import Mosaic, Region, SliceEncoder
+from polycl.sam.engine import Sight
+from polycl.sam.regions import Region, region_around
+from polycl.sam.slices import Mosaic, SliceEncoder
 from polycl.volume import Volume
 from polycl.volume.checks import to_label
 from polycl.window import Window, seen_through
@@ -136,7 +138,8 @@ class _Label:
         region = None if self.region == EVERYTHING else self.region
         self.encoder = SliceEncoder(work.volume, work.engine, window, cache, region)
         shape = to_image(self.mask[:, :, 0])[self.region].shape
-        self.mosaic = Mosaic(self.how.tiles, (shape[0], shape[1]))
+        tiles = self.how.tiles if work.engine.sight is None else 1  # it would see each slice too small
+        self.mosaic = Mosaic(tiles, (shape[0], shape[1]))
 
     def run(self, step: Callable[[int], None]) -> dict[int, list[Accepted]]:
         """What is accepted, by slice. `step` is told how many slices were done."""
@@ -174,7 +177,11 @@ class _Label:
             spans += [(piece.rows, piece.columns) for piece in pieces]
             if pieces:
                 slices.append(z)
-        if self.how.crop_margin is None or not slices:
+        if not slices:
+            return slices, EVERYTHING
+        if (sight := self.work.engine.sight) is not None:
+            return slices, self._region_of(sight, spans)
+        if self.how.crop_margin is None:
             return slices, EVERYTHING
         sides = []
         for axis, length in enumerate(to_image(self.mask[:, :, 0]).shape):
@@ -183,6 +190,19 @@ class _Label:
             pad = round(max(self.how.crop_margin / self.spacing[axis], missing))
             sides.append(slice(max(0, low - pad), min(length, high + pad)))
         return slices, (sides[0], sides[1])
+
+    def _region_of(self, sight: Sight, spans: list[Region]) -> Region:
+        """What a network of that sight sees of all slices: the label where it is widest, and around it."""
+        (top, bottom), (left, right) = (
+            (min(span[axis].start for span in spans), max(span[axis].stop for span in spans) - 1) for axis in (0, 1)
+        )
+        longest = max(
+            max((part.stop - part.start) * mm for part, mm in zip(span, self.spacing, strict=True)) for span in spans
+        )
+        whole = max((bottom - top + 1) * self.spacing[0], (right - left + 1) * self.spacing[1])
+        side = max(sight.coverage * longest, sight.least, whole + 2 * self.how.reach)
+        shape = to_image(self.mask[:, :, 0]).shape
+        return region_around((left, top, right, bottom), side, (shape[0], shape[1]), self.spacing)
 
     def _window(self) -> Window:
         """The window asked for; without one, around the middle value of the label's inside."""

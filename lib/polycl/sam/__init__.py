@@ -4,8 +4,8 @@ Importing this package is cheap: torch, segment-anything and ONNX Runtime load w
 """
 
 from polycl.sam.embeddings import EmbeddingCache, EmbeddingKey, Prefetch, content_hash
-from polycl.sam.engine import Embedding, Engine, Masks, Recipe
-from polycl.sam.loading import default_engine, load_engine
+from polycl.sam.engine import Embedding, Engine, Masks, Recipe, Sight
+from polycl.sam.loading import check_engine, default_engine, load_engine
 from polycl.sam.prompts import Prompts, from_image, mask_prompt, slice_image, to_image, to_pixels, to_xy
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Prefetch",
     "Prompts",
     "Recipe",
+    "Sight",
+    "check_engine",
     "content_hash",
     "default_engine",
     "from_image",

@@ -38,9 +38,9 @@ class DiskTier:
         try:
             with safe_open(str(path), framework="numpy") as file:
                 header = json.loads((file.metadata() or {})["embedding"])
-                features = file.get_tensor("features")
+                features, *fine = [file.get_tensor(name) for name in ("features", *header["fine"])]
             os.utime(path)  # the least recently used goes first
-            return Embedding(features, tuple(header["original"]), tuple(header["resized"]))
+            return Embedding(features, tuple(header["original"]), tuple(header["resized"]), tuple(fine))
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, KeyError, ValueError, TypeError):
@@ -67,13 +67,14 @@ class DiskTier:
 
     def _write(self, name: str, embedding: Embedding) -> None:
         path = self.folder / (name + SUFFIX)
-        header = json.dumps({"original": embedding.original, "resized": embedding.resized})
+        fine = {f"fine{number}": part for number, part in enumerate(embedding.fine)}
+        header = json.dumps({"original": embedding.original, "resized": embedding.resized, "fine": list(fine)})
         try:
             if path.exists() or embedding.nbytes > self.capacity:
                 return
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with replacing(path) as stream:
-                stream.write(save({"features": embedding.features}, metadata={"embedding": header}))
+                stream.write(save({"features": embedding.features} | fine, metadata={"embedding": header}))
             self._trim()
         except OSError as error:
             if not self._complained:

@@ -124,6 +124,11 @@ class EmbeddingCache:
                 self._serving -= 1
                 self._changed.notify_all()
 
+    def wait_until_idle(self, timeout: float) -> bool:
+        """Whether no request is being served, at once or within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._serving, timeout)
+
     def prefetch(
         self,
         keys: Iterable[EmbeddingKey],

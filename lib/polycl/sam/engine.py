@@ -12,6 +12,7 @@ from PIL import Image
 
 from polycl.errors import InputError
 from polycl.sam.prompts import Prompts, resized
+from polycl.window import Window
 
 # Of ImageNet's photographs in 8 bits, as SAM was trained.
 MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
@@ -26,15 +27,17 @@ class Embedding:
         features: float32 [1, 256, size / 16, size / 16].
         original: height and width of the image.
         resized: height and width it had inside the encoder's square, at the top left.
+        fine: finer features of networks that have some: float32 [1, C, size / 4, size / 4] and [.., size / 8, ..].
     """
 
     features: NDArray[np.float32]
     original: tuple[int, int]
     resized: tuple[int, int]
+    fine: tuple[NDArray[np.float32], ...] = ()
 
     @property
     def nbytes(self) -> int:
-        return self.features.nbytes
+        return sum(part.nbytes for part in (self.features, *self.fine))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +104,41 @@ class Recipe:
         return pixels * np.array([inner_width / width, inner_height / height])
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What a network sees of a slice, if it was trained on parts of slices rather than on whole ones. Lengths in mm.
+
+    Attributes:
+        windows: one for each channel, whatever window is asked for.
+        coverage: side of the part for one of the object's.
+        least: shortest side.
+        guess: side where nothing is known of the object but points.
+    """
+
+    windows: tuple[Window, ...]
+    coverage: float
+    least: float
+    guess: float
+
+
 class Engine(Protocol):
-    """A SAM checkpoint. Calls may come from several threads; masks are decoded while another thread encodes."""
+    """A SAM checkpoint. Calls may come from several threads; masks are decoded while another thread encodes.
+
+    `sight` is None for a network that sees whole slices, through any window.
+    """
 
     name: str
     sha256: str
     size: int
 
+    @property
+    def sight(self) -> Sight | None: ...
+
     def encode(self, image: NDArray[np.float32]) -> Embedding:
-        """The embedding of a grey image [H, W] in [0, 1]; InputError for anything else."""
+        """The embedding of an image in [0, 1]: grey [H, W], or [H, W, channels] as `sight` says.
+
+        InputError for anything else.
+        """
         ...
 
     def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:

@@ -10,17 +10,25 @@ from polycl.sam.engine import Engine, Recipe
 if TYPE_CHECKING:
     from polycl.settings import Settings
 
-PREFERRED = "mobile-sam"
+PREFERRED = ("polycl-sam2-ct", "mobile-sam")
+"""The engine where none is named: the first whose weights are here."""
+SAM2 = "sam2"
 MEDSAM = Recipe(photographic=False, keep_aspect=False, several=False)
 """MedSAM was fine-tuned on images stretched to the square, in [0, 1], with one mask for a box (as its code does)."""
 
 
 def load_engine(name: str, settings: Settings) -> Engine:
-    """The engine called `name`, with its weights checked and loaded.
+    """The engine called `name`, with its weights checked and loaded; a SAM 2 looks at slices one by one.
 
     Raises NotFoundError for an unknown name, ModelError where weights are missing or altered.
     """
-    entry = Catalogue.default(settings).engine(name)
+    catalogue = Catalogue.default(settings)
+    if name in catalogue.names(SAM2):
+        from polycl.propagate.loading import load_propagator
+        from polycl.sam.sam2_image import Sam2ImageEngine
+
+        return Sam2ImageEngine(load_propagator(name, settings))
+    entry = catalogue.engine(name)
     paths = entry.paths()
     sums = {file.name: file.sum for file in entry.listing.files}
     if entry.listing.architecture == "onnx":
@@ -41,8 +49,20 @@ def load_engine(name: str, settings: Settings) -> Engine:
 
 
 def default_engine(settings: Settings) -> str | None:
-    """The engine to use where none is named: MobileSAM if its weights are found, else None."""
-    return PREFERRED if Catalogue.default(settings).engine(PREFERRED).here() else None
+    """The first of `PREFERRED` whose weights are found; None if there are none."""
+    from polycl.propagate.loading import at_hand
+
+    catalogue = Catalogue.default(settings)
+    published = [name for name in catalogue.engines("sam") if catalogue.engine(name).here()]
+    here = {*published, *at_hand(catalogue)}
+    return next((name for name in PREFERRED if name in here), None)
+
+
+def check_engine(name: str, settings: Settings) -> None:
+    """NotFoundError, which names those there are, unless there is an engine called `name`, its weights here or not."""
+    catalogue = Catalogue.default(settings)
+    if name not in catalogue.names(SAM2):
+        catalogue.engine(name)
 
 
 def _recipe(entry: SamEntry) -> Recipe:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polycl import checksums
 from polycl.errors import InputError, ModelError
-from polycl.sam.engine import Embedding, Masks, Recipe
+from polycl.sam.engine import Embedding, Masks, Recipe, Sight
 from polycl.sam.prompts import LOW_SIDE, Prompts
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
@@ -24,6 +24,8 @@ PAD, CORNERS = -1, (2, 3)
 
 class OnnxEngine:
     """MobileSAM, or another SAM exported with the usual signature: one mask for each prompt."""
+
+    sight: Sight | None = None
 
     def __init__(self, name: str, sha256: str, encoder: Any, decoder: Any) -> None:
         self.name, self.sha256 = name, sha256

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from polycl.sam.embeddings import EmbeddingCache, EmbeddingKey, Prefetch, content_hash
 from polycl.sam.engine import Embedding, Engine
 from polycl.sam.prompts import slice_image
+from polycl.sam.regions import Region
 from polycl.volume import Volume
 from polycl.window import Window
-
-Region = tuple[slice, slice]
-"""Rows and columns of a slice's image."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class SliceEncoder:
     def __init__(
         self, volume: Volume, engine: Engine, window: Window, cache: EmbeddingCache, region: Region | None = None
     ) -> None:
-        self.engine, self.cache, self.window = engine, cache, window
+        self.engine, self.cache = engine, cache
+        self.window = engine.sight.windows[0] if engine.sight else window
         self._volume = volume.canonical()
         self._region = region
         self._content = content_hash(volume)
@@ -65,8 +64,12 @@ class SliceEncoder:
         return EmbeddingKey(self._content, index, self.window, engine.name, engine.sha256, engine.size)
 
     def image(self, index: int) -> NDArray[np.float32]:
-        """What the engine sees of slice `index`: [H, W] in [0, 1]. InputError if there is nothing to see."""
-        image = slice_image(self._volume, index, self.window)
+        """What the engine sees of slice `index`: [H, W] in [0, 1], or [H, W, channels]. InputError if nothing."""
+        if self.engine.sight:
+            channels = [slice_image(self._volume, index, window) for window in self.engine.sight.windows]
+            image = np.stack(channels, axis=-1)
+        else:
+            image = slice_image(self._volume, index, self.window)
         return image if self._region is None else image[self._region]
 
     def embedding(self, index: int) -> Embedding:

@@ -15,7 +15,7 @@ from segment_anything import sam_model_registry
 
 from polycl import checkpoints, checksums, devices
 from polycl.errors import ModelError
-from polycl.sam.engine import Embedding, Masks, Recipe
+from polycl.sam.engine import Embedding, Masks, Recipe, Sight
 from polycl.sam.prompts import Prompts
 
 ModelType = Literal["vit_b", "vit_l", "vit_h"]
@@ -25,6 +25,8 @@ BATCH = {"cpu": 4, "cuda": 32}
 
 class TorchEngine:
     """A SAM network. The encoder computes in the device's precision, the light decoder always in fp32."""
+
+    sight: Sight | None = None
 
     def __init__(self, name: str, sha256: str, sam: Any, where: devices.Device, recipe: Recipe | None = None) -> None:
         self.name, self.sha256, self.where = name, sha256, where
