@@ -149,6 +149,15 @@ class Library:
                 records.append(read_record(folder / RECORD))
         return records
 
+    def version(self, image: str, number: int, tag: str = FINAL) -> SavedLabel | None:
+        """One version of a label; None if it is not kept, or there is no image."""
+        source, folder = self.image(image), self._versions(image, tag) / f"{number:06d}"
+        with suppress(OSError, InputError):
+            record = read_record(folder / RECORD)
+            if source is not None and (label := folder / _label_name(record)).is_file():
+                return SavedLabel(image, source, label, record)
+        return None
+
     def remove(self, image: str, tag: str) -> None:
         """Remove the current label; its last version stays, and `restore` brings it back."""
         with storing(), self.lock:

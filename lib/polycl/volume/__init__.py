@@ -5,7 +5,7 @@ Importing this package is cheap: nibabel, pynrrd, pydicom and gdcm are imported 
 
 from polycl.volume.checks import MAX_VOXELS, check_ct
 from polycl.volume.core import Volume
-from polycl.volume.dicom import SeriesInfo, list_series, read_series
+from polycl.volume.dicom import SeriesInfo, list_series, read_series, read_stack
 from polycl.volume.nrrd import read_segments
 from polycl.volume.orientation import canonical_affine, canonical_view, from_canonical_index, to_canonical_index
 from polycl.volume.reading import read_volume
@@ -22,6 +22,7 @@ __all__ = [
     "list_series",
     "read_segments",
     "read_series",
+    "read_stack",
     "read_volume",
     "require_writable",
     "to_canonical_index",

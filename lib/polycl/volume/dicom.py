@@ -15,7 +15,7 @@ from polycl.errors import InputError, NotFoundError
 from polycl.volume.checks import MAX_VOXELS, check_shape, reading
 from polycl.volume.core import Volume
 from polycl.volume.dicom_frames import Frame, frames_of, read_header
-from polycl.volume.dicom_stack import arrange
+from polycl.volume.dicom_stack import Stack, arrange
 
 THREADS = 2
 INT16 = np.iinfo(np.int16)
@@ -60,16 +60,29 @@ def read_series(
 
 def stack_series(source: Source, *, series_uid: str | None = None, allow_any_modality: bool, max_voxels: int) -> Volume:
     """`read_series`, whose errors do not name the source yet."""
+    stack = _stack(source, series_uid, allow_any_modality)
+    shape = check_shape((stack.frames[0].columns, stack.frames[0].rows, len(stack.frames)), max_voxels)
+    middle = stack.frames[len(stack.frames) // 2]
+    return Volume(_decode(stack.frames, shape), stack.affine, middle.window)
+
+
+def read_stack(source: Source, *, series_uid: str | None = None) -> Stack:
+    """The images of one series in the order of `read_series`, and the affine of their voxels, without the voxels.
+
+    Raises what `read_series` raises for what is no regular stack of CT slices.
+    """
+    with reading(Path(source).name if isinstance(source, str | Path) else "DICOM files"):
+        return _stack(source, series_uid, False)
+
+
+def _stack(source: Source, series_uid: str | None, allow_any_modality: bool) -> Stack:
     headers = _choose(_scan(source), series_uid, allow_any_modality)
     frames = [
         frame
         for path, header in headers.items()
         for frame in frames_of(header, path, allow_any_modality=allow_any_modality)
     ]
-    stack = arrange(frames, _same_pixels)
-    shape = check_shape((stack.frames[0].columns, stack.frames[0].rows, len(stack.frames)), max_voxels)
-    middle = stack.frames[len(stack.frames) // 2]
-    return Volume(_decode(stack.frames, shape), stack.affine, middle.window)
+    return arrange(frames, _same_pixels)
 
 
 def _files(source: Source) -> list[Path]:
