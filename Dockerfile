@@ -1,7 +1,7 @@
 # One image for CPU and CUDA: the locked torch runs on both. For a smaller, CPU-only image name an index that has
 # CPU builds of the locked torch and torchvision:  docker build --build-arg TORCH_INDEX=… -t polycl .
 # Run:  docker run -p 127.0.0.1:8000:8000 -v /my/studies:/studies -v polycl-state:/state polycl     (CUDA: add --gpus all)
-# The server has no login: publish the port only where everyone who reaches it may see the studies.
+# Until there are users nobody has to sign in: publish the port on loopback alone. See docs/operations.md.
 
 FROM python:3.11-slim AS build
 WORKDIR /app
@@ -24,10 +24,10 @@ WORKDIR /app
 COPY --from=build /app /app
 COPY apps apps
 COPY model model
-ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 POLYCL_STATE=/state POLYCL_WEIGHTS=/weights
+ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 POLYCL_STATE=/state POLYCL_WEIGHTS=/weights POLYCL_HOSTS=localhost
 USER polycl
 VOLUME ["/state", "/weights"]
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/info/', timeout=4)"]
-CMD ["polycl", "serve", "--host", "0.0.0.0", "--studies", "/studies"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+CMD ["polycl", "serve", "--host", "0.0.0.0", "--insecure-public", "--studies", "/studies"]

@@ -2,7 +2,7 @@
 #   STUDIES=  a folder of NIfTI, NRRD or DICOM, or a DICOMweb address    PORT=  where the server listens
 #   ARGS=     more arguments for the program that the target runs         PYTHON=  a Python 3.11 that is not on the path
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format bench lock clean
+.PHONY: help install serve pacs test e2e check format bench lock clean
 
 BIN := .venv/bin
 export PYTHON
@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 MARKS := not gpu$(if $(wildcard ../shared/data), , and not data)
 
 help: ## List these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 install: ## Make .venv fit requirements.txt (the others do this first)
 	@sh scripts/environment.sh install
@@ -20,8 +20,14 @@ install: ## Make .venv fit requirements.txt (the others do this first)
 serve: install ## Start the server: make serve STUDIES=folder-or-DICOMweb-address PORT=8000
 	@$(BIN)/polycl serve $(if $(STUDIES),--studies "$(STUDIES)") $(if $(PORT),--port $(PORT)) $(ARGS)
 
+pacs: install ## Start a throw-away PACS with sample studies, for make serve: make pacs PORT=8042
+	@$(BIN)/python scripts/throwaway_pacs.py $(if $(PORT),--port $(PORT)) $(ARGS)
+
 test: install ## Run the tests: make test ARGS="-k volume"
 	$(BIN)/pytest -m "$(MARKS)" $(ARGS)
+
+e2e: install ## Run the tests that drive a browser and a PACS; their screenshots go to out/e2e
+	$(BIN)/pytest -m e2e tests/e2e $(ARGS)
 
 check: install ## Check format, lint, types and that the lock fits pyproject.toml
 	$(BIN)/ruff format --check .

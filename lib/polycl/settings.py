@@ -54,7 +54,19 @@ class Settings(BaseSettings):
     learn_patients: int = Field(default=3, ge=1, description="validation patients needed to publish by")
     learn_threads: int = Field(default=0, ge=0, description="threads that training uses; 0: all but one, at least one")
     learn_nice: int = Field(default=15, ge=0, le=19, description="how far training steps back for everything else")
+    score_ahead: bool = Field(default=True, description="score images for what to label next while nobody waits")
+    score_model: str = Field(default="", description="the segmenter that scores; the first that is served if empty")
+    lease_minutes: float = Field(default=30, ge=0, description="an image handed out is kept for its annotator so long")
     versions_kept: int = Field(default=10, ge=2, description="versions of a model that are kept beside the first")
+    queue: int = Field(default=32, ge=1, description="requests for the device that may wait; more are answered 503")
+    log: Literal["text", "json"] = "text"
+    max_upload: ByteSize = Field(default=ByteSize(4 << 30), gt=0, description="larger uploads are refused")
+    hosts: str = Field(default="", description="more names that browsers may reach this server by, comma-separated")
+    sign_in_hours: float = Field(default=12.0, gt=0, description="how long a user stays signed in")
+    oidc_issuer: str | None = Field(default=None, pattern=r"^https?://", description="who signs tokens")
+    oidc_audience: str = Field(default="polycl", min_length=1, description="whom tokens are for")
+    oidc_client: str = Field(default="polycl", min_length=1, description="as what the server asks for tokens")
+    oidc_roles: str = Field(default="realm_access.roles", description="the claim that lists roles, dots for levels")
 
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(os.environ)
@@ -99,6 +111,16 @@ class Settings(BaseSettings):
     def learning(self) -> Path:
         """Training runs, and which patients are kept for validation."""
         return self.state / "learning"
+
+    @property
+    def acquisition(self) -> Path:
+        """What is known for choosing the next image to label: scores by model version, and leases."""
+        return self.state / "acquisition"
+
+    @property
+    def users(self) -> Path:
+        """Who may sign in, where the site has no identity provider."""
+        return self.state / "users.json"
 
     def prepare(self) -> None:
         """Create the state folder and those inside it. InputError if it cannot be written."""

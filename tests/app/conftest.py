@@ -58,7 +58,7 @@ def client(studies: Path, settings: Settings) -> Iterator[TestClient]:
 
     before, environment, temporary = monailabel_settings.model_dump(), dict(os.environ), tempfile.tempdir
     app = create_app(str(studies), settings)
-    with TestClient(app, raise_server_exceptions=False) as running:
+    with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as running:
         yield running
     tempfile.tempdir = temporary
     os.environ.clear()

@@ -165,7 +165,7 @@ def test_a_bad_parameter(client: TestClient, params: dict[str, Any], status: int
         ("GET", "/session/nowhere", 404),
         ("DELETE", "/session/nowhere", 404),
         ("GET", "/model/tiny", 404),
-        ("DELETE", "/model/tiny", 404),
+        ("DELETE", "/model/tiny", 405),
         ("POST", "/infer/wsi/tiny?image=lps", 404),
         ("POST", "/activelearning/nothing", 404),
         ("POST", "/train/nothing?run_sync=true", 404),

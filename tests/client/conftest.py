@@ -25,8 +25,9 @@ SLICER_CLIENT = "monailabel/plugins/slicer/MONAILabel/MONAILabelLib/client.py"
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_TO_START = 180
 FAKE_SAM = """
-import fake_sam
+import fake_sam, fake_sam2
 fake_sam.install()
+fake_sam2.install()
 """
 SERVE = f"""{FAKE_SAM}
 import sys
@@ -136,6 +137,12 @@ def slicer_client() -> ModuleType:
 
 def monailabel_client() -> ModuleType:
     return importlib.import_module("monailabel.client.client")
+
+
+@pytest.fixture
+def slicer() -> ModuleType:
+    """The module of the Slicer plugin that talks to a server."""
+    return slicer_client()
 
 
 @pytest.fixture(params=[monailabel_client, slicer_client], ids=["monailabel", "slicer"])

@@ -9,36 +9,39 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import WATCH, Pacs, Server, environment, free_port, process, running, search_path
+import throwaway_pacs
+from playwright.sync_api import Browser, sync_playwright
+from processes import WATCH, Pacs, Patient, Server, environment, free_port, process, running
+from viewer import CHROMIUM, Viewer, launched, opened
 
 from polycl.phantom import make_phantom, write_dicom_series
 from polycl.volume import list_series
 
 ROOT = Path(__file__).resolve().parents[2]
-PLUGIN = "libOrthancDicomWeb.so"
-PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/local/share/orthanc/plugins", "/usr/lib/orthanc/plugins")
+READERS_SERVER = """
+import fake_sam, fake_propagation
+fake_sam.install()
+fake_propagation.install()
+from polycl.cli import main
+main()
+"""
 
 
 @pytest.fixture(scope="session")
 def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pacs]:
     """A running Orthanc with nothing in it."""
-    program = next(
-        (found for name in ("Orthanc", "orthanc") if (found := shutil.which(name, path=search_path()))), None
-    )
-    plugin = next((file for folder in PLUGIN_FOLDERS if (file := Path(folder, PLUGIN)).is_file()), None)
-    if program is None or plugin is None:
-        pytest.skip(f"needs Orthanc and its plugin {PLUGIN} (Debian: orthanc, orthanc-dicomweb)")
-    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
-    configuration = {
-        "HttpPort": port,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomServerEnabled": False,
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": [str(plugin)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def orthanc(folder: Path) -> Iterator[Pacs]:
+    """A running Orthanc that keeps what it gets in `folder`; the test is skipped where it is not installed."""
+    if (found := throwaway_pacs.installed()) is None:
+        pytest.skip(throwaway_pacs.MISSING)
+    program, plugin = found
+    port = free_port()
+    configuration = throwaway_pacs.configuration(folder, port, plugin)
     (folder / "orthanc.json").write_text(json.dumps(configuration))
     started = Pacs(f"http://127.0.0.1:{port}")
     with running([program, "orthanc.json"], folder, dict(os.environ), f"{started.dicomweb}/studies"):
@@ -62,7 +65,7 @@ def series(pacs: Pacs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
 def servers(
     pacs: Pacs, series: object, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Server]]:
-    """Both ways of starting, over the PACS, at once; neither finds the program that writes DICOM SEG."""
+    """Both ways of starting, over the PACS, at once; neither finds dcmqi, which MONAI Label would use."""
     commands: dict[str, Callable[[Path, int], list[str]]] = {
         "polycl serve": lambda folder, port: ["polycl.cli", "serve", "--port", str(port)],
         "monailabel start_server": lambda folder, port: [
@@ -86,3 +89,61 @@ def servers(
         for wait_until_it_answers in waits:
             wait_until_it_answers()
         yield started
+
+
+@pytest.fixture(scope="session")
+def readers_pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pacs]:
+    """Another Orthanc: readers save to it, and one reader's work must not change what others are offered."""
+    with orthanc(tmp_path_factory.mktemp("readers_orthanc")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def patients(readers_pacs: Pacs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Patient]:
+    """Three patients, by the name that the list of studies shows, in both orders of slices."""
+    found = {}
+    for seed, decreasing in ((40, False), (41, True), (42, False)):
+        folder = tmp_path_factory.mktemp("patient")
+        phantom = make_phantom(seed, shape=(96, 80, 40), spacing=(4.2, 4.2, 9.0))
+        for file in write_dicom_series(phantom.image, folder, seed=seed, decreasing=decreasing):
+            readers_pacs.store(file)
+        found[f"PHANTOM, SEED{seed}"] = Patient(list_series(folder)[0].uid, folder, phantom)
+    return found
+
+
+@pytest.fixture(scope="session")
+def readers_server(
+    readers_pacs: Pacs, patients: object, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """`polycl serve` with the models that ship, the tiny one, clicks by a fake SAM, and a fake propagation."""
+    folder, port = tmp_path_factory.mktemp("readers_server"), free_port()
+    (folder / "watch").mkdir()
+    (folder / "watch" / "sitecustomize.py").write_text(WATCH)
+    variables = environment(folder, tiny_checkpoint)
+    paths = [variables["PYTHONPATH"], str(ROOT / "tests"), str(ROOT / "tests" / "e2e")]
+    variables["PYTHONPATH"] = os.pathsep.join(paths)
+    command = [sys.executable, "-c", READERS_SERVER, "serve", "--port", str(port), "--studies", readers_pacs.dicomweb]
+    started = Server(f"http://127.0.0.1:{port}", folder / "outside.txt")
+    with running(command, folder, variables, f"{started.address}/info/"):
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A running Chromium; the test is skipped where there is none."""
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"needs Chromium at {CHROMIUM} (Debian: chromium)")
+    with sync_playwright() as playwright:
+        started = launched(playwright)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def viewer(browser: Browser, readers_server: Server) -> Iterator[Viewer]:
+    """A new window; when it closes, nothing may have left for another host, and nothing may have failed in it."""
+    with opened(browser, readers_server.address) as one:
+        yield one
+        assert one.outside == []
+        assert one.errors == []
+    assert readers_server.outside.read_text() == ""

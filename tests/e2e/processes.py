@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from polycl.phantom import Phantom
+
 SECONDS_TO_START = 180
 # Told by the interpreter itself, so that no library can be overlooked.
 WATCH = """
@@ -46,6 +48,15 @@ class Pacs:
     def store(self, file: Path) -> None:
         """Send one DICOM file."""
         httpx.post(f"{self.root}/instances", content=file.read_bytes()).raise_for_status()
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A phantom in the PACS: the UID and the folder of its one series, and the truth."""
+
+    uid: str
+    folder: Path
+    phantom: Phantom
 
 
 @dataclass(frozen=True)

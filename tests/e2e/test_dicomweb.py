@@ -141,14 +141,6 @@ def test_a_series_that_is_not_there(server: Server, uid: str) -> None:
     assert uid in refusal.json()["detail"]
 
 
-def test_a_label_that_cannot_be_sent_is_refused(server: Server, series: dict[str, tuple[str, Path]]) -> None:
-    uid, _ = series["increasing"]
-    files = {"label": ("label.nrrd", infer(server, uid).content)}
-    refusal = httpx.put(f"{server.address}/datastore/label", params={"image": uid}, files=files, timeout=60)
-    assert refusal.status_code == 501
-    assert "itkimage2segimage" in refusal.json()["detail"]
-
-
 def test_an_image_sent_in_a_session(
     server: Server, series: dict[str, tuple[str, Path]], segmenter: Segmenter, tmp_path: Path
 ) -> None:

@@ -17,8 +17,10 @@ from polycl.cli import (
     propagate,
     propagation,
     refine,
+    seg,
     segment,
     serve,
+    users,
 )
 from polycl.errors import PolyclError
 
@@ -41,6 +43,8 @@ app.command("finetune")(finetune.finetune)
 app.command("train-propagation")(propagation.train_propagation)
 app.add_typer(models.app, name="models")
 app.add_typer(labels.app, name="labels")
+app.add_typer(seg.app, name="seg")
+app.add_typer(users.app, name="users")
 app.add_typer(experiment.app, name="experiment")
 app.command("bench")(bench.bench)
 

@@ -26,21 +26,33 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     device: options.Device = None,
     precision: options.Precision = None,
+    insecure_public: Annotated[
+        bool, typer.Option("--insecure-public", help="Listen where others reach it though nobody has to sign in.")
+    ] = False,
 ) -> None:
     """Serve STUDIES to 3D Slicer and OHIF until Ctrl-C."""
     settings = options.settings(device, precision)
     typer.echo("Starting …")
     from polycl.server import run_server
+    from polycl.server.exposure import must_sign_in
 
     def ready(address: str) -> None:
         typer.echo(f"\nPolyCL answers at {address}  (Ctrl-C stops it; state is in {settings.state})")
         typer.echo(f"  3D Slicer: module MONAI Label, server {address}, press the reload button, then Next Sample,")
         typer.echo("             choose a model under Auto Segmentation and press Run")
-        if studies is None:
+        if studies is None and not must_sign_in(settings):
             threading.Thread(target=_segment_sample, args=(address,), daemon=True).start()
 
     with options.progress("Importing series") as report:
-        run_server(studies, host=host, port=port, settings=settings, on_ready=ready, progress=report)
+        run_server(
+            studies,
+            host=host,
+            port=port,
+            settings=settings,
+            on_ready=ready,
+            progress=report,
+            insecure_public=insecure_public,
+        )
 
 
 def _segment_sample(address: str) -> None:

@@ -91,7 +91,10 @@ class _Slices:
             if self._fetch is not None:
                 self._fetch()
             volume = self._images.get(self._path)
-            self._encoder = SliceEncoder(volume, self._engines.named(), window, self._engines.cache)
+            engine = self._engines.named()
+            if engine.sight is not None:  # where on a slice it shall look is known with the first click
+                return
+            self._encoder = SliceEncoder(volume, engine, window, self._engines.cache)
         except (PolyclError, OSError) as error:
             logger.info("a study is not prepared for clicks: %s", type(error).__name__)
             return

@@ -2,8 +2,8 @@
 
 import atexit
 import logging
-import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,21 +14,25 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.tasks.activelearning.first import First
 from monailabel.utils.sessions import Sessions
 
 import polycl
+from polycl.acquisition.ahead import ScoresAhead
 from polycl.catalogue import Catalogue
 from polycl.errors import InputError, ModelError, NotFoundError
 from polycl.labels.served import served_labels
-from polycl.monailabel import click, headers, refine, train
+from polycl.leases import Leases
+from polycl.monailabel import click, headers, propagate, refine, train
 from polycl.monailabel.config import AppConfig
 from polycl.monailabel.engines import MISSING
 from polycl.monailabel.folders import check_name
 from polycl.monailabel.infer import Runtime, SegmentTask
-from polycl.monailabel.pacs import SEG_WRITER, PacsStore
+from polycl.monailabel.pacs import PacsStore
+from polycl.monailabel.propagations import Propagations
+from polycl.monailabel.propagators import MISSING as NO_PROPAGATOR
+from polycl.monailabel.scoring import leases_of, scores_of
 from polycl.monailabel.store import LabelRules, LocalStore
-from polycl.monailabel.strategy import RandomImage
+from polycl.monailabel.strategy import strategies
 from polycl.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -61,7 +65,7 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         return LocalStore(self.studies, rules=self._label_rules(), auto_reload=auto_reload)
 
     def init_infers(self) -> dict[str, InferTask]:
-        """One task for each segmenter, clicks and refinement; what cannot be used is named to those who ask for it."""
+        """One task for each segmenter, and those of SAM; what cannot be used is named to those who ask for it."""
         tasks: dict[str, InferTask] = {}
         for name in self._names():
             try:
@@ -73,6 +77,13 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
             self._broken |= dict.fromkeys((click.NAME, refine.NAME), MISSING)
         else:
             tasks |= {click.NAME: click.ClickTask(self.runtime), refine.NAME: refine.RefineTask(self.runtime)}
+        segmenters = {name: task for name, task in tasks.items() if isinstance(task, SegmentTask)}
+        self.propagations = Propagations(self.runtime, segmenters)
+        if self.propagations.engines.names:
+            tasks[propagate.CLICKED] = propagate.PropagateClicksTask(self.propagations)
+            tasks[propagate.PAINTED] = propagate.PropagatePaintedTask(self.propagations)
+        else:
+            self._broken |= dict.fromkeys((propagate.CLICKED, propagate.PAINTED), NO_PROPAGATOR)
         return tasks
 
     def init_trainers(self) -> dict[str, TrainTask]:
@@ -82,7 +93,18 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Which image comes next."""
-        return {"first": First(), "random": RandomImage()}
+        return strategies(self.scores, self.leases)
+
+    @cached_property
+    def scores(self) -> ScoresAhead:
+        """What the strategies choose by. NotFoundError if the settings name a segmenter that is not served."""
+        segmenters = {name: task for name, task in self._infers.items() if isinstance(task, SegmentTask)}
+        return scores_of(self.runtime, segmenters, self.datastore)
+
+    @cached_property
+    def leases(self) -> Leases:
+        """Who was given which image."""
+        return leases_of(self.runtime.settings, self.studies)
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """MONAI Label's inference, with an answer for models and images that are not there."""
@@ -93,7 +115,7 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         store = datastore or self.datastore()
         image = request.get("image")
         added = {"image": self._image_path(image, store)}
-        if model == refine.NAME:
+        if model in (refine.NAME, propagate.PAINTED):
             added |= refine.stored_label(request, store)
         try:
             with self.runtime.engines.cache.serving():  # nothing is embedded ahead while somebody waits
@@ -130,10 +152,10 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         return {**super().info(), "embeddings": self.runtime.engines.cache.statistics()}
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """MONAI Label's; the slices of the image are embedded from here on."""
+        """MONAI Label's; the slices of the image are embedded from here on, first those around the one to label."""
         sample = super().next_sample(request)
         if sample:
-            self.runtime.ahead.opened(Path(sample["path"]))
+            self.runtime.ahead.opened(Path(sample["path"]), sample.get("slice", {}).get("number"))
         return dict(sample)
 
     def opened(self, image: str) -> None:
@@ -146,17 +168,28 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
 
     def on_init_complete(self) -> None:
         """Called by the server that has just loaded this app, before its first request."""
+        from monailabel.app import app
+
+        from polycl.server import work
         from polycl.server.endpoints import protect
+        from polycl.server.pages import install
 
         protect()
+        work.install(app)
+        install(app)
         train.take_over()
         for task in self._trainers.values():
             task.serve(self.datastore())
             atexit.register(task.trainer.close)
+        if self.runtime.settings.score_ahead:
+            atexit.register(self.scores.close)
+            self.scores.start()
         super().on_init_complete()
 
     def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
         """Called when a client has saved a label: training may start by itself."""
+        self.leases.release(image_id)
+        self.scores.wake()
         for task in self._trainers.values():
             task.consider()
         return {}
@@ -187,9 +220,7 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         return Sessions(folder, server_settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        """MONAI Label would fetch a program from the network here; it is only needed to save labels to a PACS."""
-        if shutil.which(SEG_WRITER) is None:
-            logger.warning("%s is not on PATH: labels cannot be saved to this PACS as DICOM SEG", SEG_WRITER)
+        """MONAI Label would fetch a program from the network here, to write DICOM SEG; here `polycl.dicomseg` does."""
         settings = self.runtime.settings
         folder = server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.store / "dicomweb"
         return PacsStore(self.studies, Path(folder), self._label_rules())

@@ -11,7 +11,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from polycl.clicks import Click, Index, best_mask, locate, on_slice
+from polycl.clicks import Click, Index, best_mask, decode_seen, locate, on_slice, seen_region
 from polycl.errors import InputError
 from polycl.monailabel.ahead import SOFT_TISSUE
 from polycl.monailabel.infer import Runtime
@@ -44,7 +44,7 @@ class ClickRequest(ImageRequest):
             click=Click(
                 inside=_points(request, "foreground"),
                 outside=_points(request, "background"),
-                roi=_roi(request.get("roi")),
+                roi=roi_of(request.get("roi")),
                 slice_hint=_slice(request.get("slice")),
             ),
             label=label,
@@ -77,11 +77,12 @@ class ClickTask(InferTask):  # type: ignore[misc, unused-ignore]
         image = self._runtime.images.get(wanted.image, wanted.allow_any_values)
         read = time.perf_counter()
         z, prompts = locate(wanted.click, image)
-        encoder = SliceEncoder(image, engine, seen_through(wanted.window, image.window), engines.cache)
+        seen = seen_region(engine, prompts, image)
+        encoder = SliceEncoder(image, engine, seen_through(wanted.window, image.window), engines.cache, seen)
         cached = encoder.key(z) in engines.cache
         embedding = encoder.embedding(z)
         encoded = time.perf_counter()
-        masks = engine.decode(embedding, prompts)
+        masks = decode_seen(engine, embedding, prompts, image, seen)
         mask = best_mask(masks, prompts)
         decoded = time.perf_counter()
         path = self._runtime.write(on_slice(mask, z, image), wanted.extension, wanted.compress)
@@ -120,7 +121,8 @@ def _points(request: Mapping[str, Any], key: str) -> tuple[Index, ...]:
     return tuple((i, j, k) for i, j, k in whole)
 
 
-def _roi(value: object) -> tuple[int, int, int, int, int, int] | None:
+def roi_of(value: object) -> tuple[int, int, int, int, int, int] | None:
+    """A request's `roi`, None if it is empty; InputError unless it is six whole numbers."""
     if value is None or value == []:
         return None
     if not isinstance(value, list) or len(value) != 6:

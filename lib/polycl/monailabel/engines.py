@@ -7,11 +7,10 @@ import threading
 from collections.abc import Collection
 from typing import Any
 
-from polycl.catalogue import Catalogue
 from polycl.errors import ModelError
 from polycl.refinement import RefineParameters, refine
 from polycl.refinement.stage import Progress
-from polycl.sam import EmbeddingCache, Engine, default_engine, load_engine
+from polycl.sam import EmbeddingCache, Engine, check_engine, default_engine, load_engine
 from polycl.settings import Settings
 from polycl.volume import Volume
 
@@ -50,7 +49,7 @@ class Engines:
 
     def check_name(self, name: str) -> None:
         """NotFoundError unless there is an engine called `name`, whether its weights are here or not."""
-        Catalogue.default(self.settings).engine(name)
+        check_engine(name, self.settings)
 
     def refined(
         self,

@@ -1,5 +1,6 @@
 """What a folder of studies must be, and what may be named in it. Light: checked before MONAI Label is imported."""
 
+import re
 from pathlib import Path
 
 from polycl.errors import InputError, PolyclError
@@ -8,6 +9,10 @@ from polycl.settings import why_unwritable
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 MAX_NAME_BYTES = 200
 """File systems allow 255; MONAI Label adds a suffix, and the reader's temporary files a little more."""
+
+
+PUNCTUATION = "_.,-+=()[]{}@#%&~'!$^;"
+IDENTIFIER = re.compile(rf"\w[\w {re.escape(PUNCTUATION)}]*")
 
 
 class BadRequest(PolyclError):
@@ -20,6 +25,20 @@ def check_name(key: str, value: object) -> None:
         raise BadRequest(f"{key} must be a name, not a path")
     if len(value.encode(errors="replace")) > MAX_NAME_BYTES:
         raise BadRequest(f"{key} is too long: {MAX_NAME_BYTES} bytes are allowed")
+
+
+def check_id(key: str, value: object) -> None:
+    """BadRequest unless `value`, the request's `key`, can be the id of something that is stored, or is empty."""
+    check_name(key, value)
+    if value and not IDENTIFIER.fullmatch(str(value)):
+        raise BadRequest(
+            f"{key} may hold letters, digits, spaces and {PUNCTUATION}, and begins with one of the first two"
+        )
+
+
+def is_within(folder: Path, path: Path) -> bool:
+    """Whether `path` really lies in `folder`, once all links are followed."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def check_store(folder: Path) -> None:

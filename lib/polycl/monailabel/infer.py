@@ -19,6 +19,7 @@ from polycl.catalogue import Entry
 from polycl.errors import InputError, PolyclError
 from polycl.labels.record import ModelVersion
 from polycl.labels.replies import ReplyLog
+from polycl.monailabel import jobs
 from polycl.monailabel.ahead import Ahead
 from polycl.monailabel.current import CurrentModel, Loaded
 from polycl.monailabel.engines import Engines
@@ -36,6 +37,7 @@ class Stopping(PolyclError):
     """The server is going down; the client may ask again later."""
 
     status = 503
+    retry_after = 10
 
 
 class Runtime:
@@ -84,9 +86,10 @@ class Runtime:
         return str(path)
 
     def progress(self, done: int, total: int) -> None:
-        """Called between slices; raises Stopping when the server goes down."""
+        """Called between slices; raises Stopping when the server goes down, Cancelled when the client is gone."""
         if self.stopping.is_set():
             raise Stopping("the server is shutting down")
+        jobs.check()
 
     def _read(self, path: Path, allow_any_values: bool) -> Volume:
         return read_volume(path, allow_any_values=allow_any_values, max_voxels=self.settings.max_voxels)

@@ -17,57 +17,35 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import requests
-from dicomweb_client.session_utils import create_session_from_gcp_credentials
 from monailabel.config import settings as server_settings
-from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel
-from monailabel.datastore.utils.convert import nifti_to_dicom_seg
-from monailabel.datastore.utils.dicom import dicom_web_upload_dcm
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
-from requests.adapters import HTTPAdapter
 
-from polycl.errors import InputError, NotFoundError, PolyclError
-from polycl.labels.record import LabelRecord
+from polycl.dicomseg import SourceSeries
+from polycl.errors import InputError, NotFoundError
 from polycl.labels.saving import Saved, Sent
+from polycl.monailabel.outbox import Entry, Outbox
+from polycl.monailabel.pacs_client import PacsError, connect, instances_of, store
+from polycl.monailabel.pacs_segs import PacsSeg, PacsSegs, seg_of
 from polycl.monailabel.store import IndexedStore, LabelRules
-from polycl.volume import read_series, write_volume
+from polycl.volume import read_segments, read_series, write_volume
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS, SILENT_SECONDS = 5.0, 60.0
-CHUNK_BYTES = 1 << 24
-"""The client searches all it holds of a file again with each chunk, so that small ones make large files slow."""
 LIST_SECONDS = 60.0
 """How long a list of series is believed. Every inference asks for it, and new series should show up soon."""
 SERIES_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 KEPT_FIELDS = ("SeriesInstanceUID", "StudyInstanceUID", "Modality")
-SEG_WRITER = "itkimage2segimage"
-
-
-class PacsError(PolyclError):
-    """The PACS answered, but not with what was asked for."""
-
-    status = 502
-
-
-class UnsupportedError(PolyclError):
-    """This installation lacks what the request needs."""
-
-    status = 501
-
-
-class _ImpatientAdapter(HTTPAdapter):
-    """Waits for a silent server only so long; requests alone waits for ever."""
-
-    def send(self, *arguments: Any, **options: Any) -> requests.Response:
-        options["timeout"] = options.get("timeout") or (CONNECT_SECONDS, SILENT_SECONDS)
-        return super().send(*arguments, **options)
+FIRST_TRY_SECONDS = 10.0
+"""How long a save waits to tell whether the PACS has taken the label; it is sent whether someone waits or not."""
 
 
 class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-ignore]
@@ -79,8 +57,15 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         self._guard = threading.Lock()
         self._transfers: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._lists: dict[str, tuple[float, list[str]]] = {}
-        self._references: dict[str, str | None] = {}
         super().__init__(connect(url), server_settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, cache_path=str(cache))
+        self.segs = PacsSegs(self._client, self.folder / "segmentations" / "known.json")
+        self.outbox = Outbox(self.folder / "outbox", self._send)
+        self._queue_unsent()
+
+    @property
+    def session(self) -> requests.Session:
+        """For requests to the PACS with the server's account."""
+        return self._client._session
 
     def get_image_uri(self, image_id: str) -> str:
         """Path of the series as NIfTI, fetched if need be. NotFoundError for a series that the PACS does not have."""
@@ -108,8 +93,41 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         return list(dict.fromkeys([*known, *IndexedStore.get_labeled_images(self, label_tag, labels)]))
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        """Path of a label that is kept here. Segmentations that others sent to the PACS are no labels of ours."""
-        return str(IndexedStore.get_label_uri(self, label_id, label_tag))
+        """Path of a label that is kept here; with the series UID of a segmentation as tag, path of that one.
+
+        Segmentations of the PACS are no labels of ours: nothing is trained on one until it is saved as final.
+        """
+        tag = str(getattr(label_tag, "value", label_tag))
+        if not SERIES_UID.fullmatch(tag):
+            return str(IndexedStore.get_label_uri(self, label_id, tag))
+        return str(self._fetched_seg(label_id, tag))
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is noted of a series, and the segmentations of it that the PACS listed last."""
+        info = dict(IndexedStore.get_image_info(self, image_id))
+        segs = [seg.model_dump() for seg in self.segs.of(image_id)]
+        return info | ({"segmentations": segs} if segs else {})
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """What is noted of a label, or the names in a segmentation of the PACS, by its series UID as tag."""
+        tag = str(getattr(label_tag, "value", label_tag))
+        if not SERIES_UID.fullmatch(tag):
+            return IndexedStore.get_label_info(self, label_id, tag)
+        names = read_segments(self._fetched_seg(label_id, tag))
+        return {"SeriesInstanceUID": tag, "label_info": [{"name": name, "idx": names[name]} for name in names]}
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Note more of a label. `"final": true` for a segmentation of the PACS makes it the final label here."""
+        tag = str(getattr(label_tag, "value", label_tag))
+        if not SERIES_UID.fullmatch(tag):
+            IndexedStore.update_label_info(self, label_id, tag, info)
+        elif info.get("final") is not True:
+            raise InputError('a segmentation of the PACS cannot be changed; {"final": true} makes it a label here')
+        else:
+            path = self._fetched_seg(label_id, tag)
+            sent = self.sent(path, {}, annotator=str(info.get("client_id") or info.get("user") or ""))
+            saved = IndexedStore.keep_label(self, label_id, DefaultLabelTag.FINAL, sent)
+            IndexedStore.update_label_info(self, label_id, saved.record.tag, {"SeriesInstanceUID": tag})
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Images and final labels that are kept here. MONAI Label's deletes those that the PACS does not list."""
@@ -128,43 +146,69 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         return str(IndexedStore.save_label(self, image_id, label_filename, label_tag, label_info))
 
     def keep_label(self, image_id: str, tag: str, sent: Sent) -> Saved:
-        """Keep a label here; a final one goes to the PACS as DICOM SEG after that.
-
-        UnsupportedError without the program for that; nothing is kept then. PacsError where the PACS does not take it.
-        """
-        final = tag == DefaultLabelTag.FINAL
-        if final and shutil.which(SEG_WRITER) is None:
-            raise UnsupportedError(
-                f"a final label goes to the PACS as DICOM SEG, which needs the program {SEG_WRITER} of dcmqi on PATH"
-            )
+        """Keep a label here; a final one goes to the PACS as DICOM SEG after that, now or as soon as it can."""
         saved: Saved = super().keep_label(image_id, tag, sent)
-        if final:
-            self._send(saved.record)
+        note = ""
+        if saved.record.tag == DefaultLabelTag.FINAL:
+            entry = Entry(image=image_id, tag=saved.record.tag, version=saved.record.version)
+            self.outbox.put(entry)
+            if reason := self.outbox.wait(entry, FIRST_TRY_SECONDS):
+                note = f"the label is kept here and will be sent to the PACS, which does not have it yet: {reason}"
+        self._look_again()
+        return replace(saved, notes=(*saved.notes, note)) if note else saved
+
+    def _queue_unsent(self) -> None:
+        """Final labels that a killed server kept, but did not get to queue."""
+        for image_id in self.library.images(DefaultLabelTag.FINAL.value):
+            record = self.library.record(image_id)
+            if record is None or record.source not in ("client", "model"):
+                continue
+            if "SeriesInstanceUID" not in IndexedStore.get_label_info(self, image_id, record.tag):
+                self.outbox.put(Entry(image=image_id, tag=record.tag, version=record.version))
+
+    def _send(self, entry: Entry) -> None:
+        """Send a version of a label. Raises whatever keeps the PACS from having it."""
+        saved = self.library.version(entry.image, entry.version, entry.tag) or self.library.current(
+            entry.image, entry.tag
+        )
+        if saved is None or saved.record.version != entry.version:
+            logger.warning("version %d of a label is not kept any more, and not sent", entry.version)
+            return
+        source = self.source(entry.image)
+        seg = seg_of(saved, source)
+        store(self._client, seg)
+        uid, description = str(seg.SeriesInstanceUID), str(seg.SeriesDescription)
+        self.segs.note(PacsSeg(uid=uid, study=source.study_uid, image=entry.image, description=description))
+        current = self.library.record(entry.image, entry.tag)
+        if current is not None and current.version == entry.version:
+            IndexedStore.update_label_info(self, entry.image, entry.tag, {"SeriesInstanceUID": uid})
+        self._look_again()
+
+    def source(self, image_id: str) -> SourceSeries:
+        """The series as DICOM, fetched if need be."""
+        folder = Path(self.get_image_uri(image_id)).with_name(image_id)
+        return SourceSeries.read(folder, image_id)
+
+    def _fetched_seg(self, image_id: str, uid: str) -> Path:
+        """A segmentation of the PACS as a file here. NotFoundError if the series has none of that UID."""
+        target = self.folder / "segmentations" / image_id / f"{uid}.seg.nrrd"
+        if target.is_file():
+            return target
+        known = {seg.uid: seg for seg in self.segs.of(image_id)}
+        if uid not in known:
+            self.segs.learn(self._search({"Modality": "SEG"}))
+            known = {seg.uid: seg for seg in self.segs.of(image_id)}
+        if uid not in known:
+            raise NotFoundError(
+                f"no segmentation {uid} of this series in the PACS; it has: {', '.join(known) or 'none'}"
+            )
+        self.segs.fetch(known[uid], self.source(image_id), target)
+        return target
+
+    def _look_again(self) -> None:
+        """Lists are asked for anew from here on; the old ones only serve where the PACS fails."""
         with self._guard:
             self._lists = {what: (-math.inf, known) for what, (_, known) in self._lists.items()}
-        return saved
-
-    def _send(self, record: LabelRecord) -> None:
-        names = [{"name": name} for name, _ in sorted(record.labels.items(), key=_value) if record.voxels[name]]
-        current = self.library.current(record.image)
-        if not names or current is None:  # nothing is painted, which a DICOM SEG cannot say
-            return
-        file = ""
-        try:
-            series = str(self.place(record.image).with_name(record.image))
-            # MONAI Label takes the n-th name for the n-th value that occurs.
-            file = nifti_to_dicom_seg(series, str(current.label), names)
-            uid = dicom_web_upload_dcm(file, self._client)
-        except Exception as error:  # of the program, of what it wrote, and all that a stranger's server may cause
-            logger.warning("a label was not sent to the PACS: %s", type(error).__name__)
-            raise PacsError(
-                f"the label is kept here as version {record.version}, but the PACS did not take it: "
-                "save it again when the PACS is up"
-            ) from error
-        finally:
-            if file:
-                Path(file).unlink(missing_ok=True)
-        self.update_label_info(record.image, record.tag, {"SeriesInstanceUID": uid})
 
     def _fetch(self, uid: str, target: Path) -> None:
         found = self._series(uid)
@@ -192,7 +236,7 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
 
     def _download(self, study: str, uid: str, folder: Path) -> None:
         try:
-            for number, instance in enumerate(self._client.iter_series(study, uid)):
+            for number, instance in enumerate(instances_of(self._client, study, uid)):
                 instance.save_as(folder / f"{number:06d}.dcm")
         except OSError:  # among them those of requests
             raise
@@ -208,29 +252,18 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         return found
 
     def _segmented(self) -> list[str]:
-        listed = []
-        for found in self._search({"Modality": "SEG"}):
-            uid = str(found.SeriesInstanceUID)
-            if found.get("Modality", "SEG") == "SEG":  # some servers ignore filters they do not know
-                listed.append(uid)
-                self._learn_reference(str(found.StudyInstanceUID), uid)
         known = set(self.list_images())
-        return [uid for uid in dict.fromkeys(map(self._references.get, listed)) if uid in known]
+        return [uid for uid in self.segs.learn(self._search({"Modality": "SEG"})) if uid in known]
 
-    def _learn_reference(self, study: str, uid: str) -> None:
-        """Which series the segmentation `uid` belongs to; that never changes."""
-        if uid in self._references:
-            return
-        try:
-            metadata = self._client.retrieve_series_metadata(study, uid)
-        except requests.HTTPError:  # one that is gone or broken must not hide the others
-            logger.warning("the PACS lists the segmentation %s, but does not describe it", uid)
-            return
-        referenced = Dataset.from_json(metadata[0]).get("ReferencedSeriesSequence") if metadata else None
-        self._references[uid] = str(referenced[0].get("SeriesInstanceUID")) if referenced else None
+    def _kept(self, what: str) -> list[str]:
+        """The list called `what` where the PACS never answered: of what is kept here."""
+        return list(self._datastore.objects) if what == "images" else []
 
     def _recently(self, what: str, ask: Callable[[], list[str]]) -> list[str]:
-        """The list called `what`: from memory if it is recent, or if the PACS fails, which a next request may not."""
+        """The list called `what`: from memory if it is recent, or if the PACS fails, which a next request may not.
+
+        Raises what the PACS's failure is only where nothing is known and no series is kept here.
+        """
         with self._guard:
             asked, known = self._lists.get(what, (-math.inf, None))
         if known is not None and time.monotonic() - asked < LIST_SECONDS:
@@ -238,41 +271,10 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         try:
             answer = ask()
         except (requests.RequestException, PacsError) as error:
-            if known is None:
+            if known is None and not self._datastore.objects:  # nothing to go on with: say what is wrong
                 raise
             logger.warning("the PACS does not list its series (%s); the last list is used", type(error).__name__)
-            answer = known
+            answer = known if known is not None else self._kept(what)
         with self._guard:
             self._lists[what] = (time.monotonic(), answer)
         return list(answer)
-
-
-def _value(item: tuple[str, int]) -> int:
-    return item[1]
-
-
-def connect(url: str) -> DICOMwebClientX:
-    """A client of the PACS at `url`, with the account and paths of MONAI Label's settings.
-
-    It does not try again what failed: a person waits, and can. InputError if `url` is no address.
-    """
-    session = requests.Session()
-    if "googleapis.com" in url:
-        session = create_session_from_gcp_credentials()
-    elif server_settings.MONAI_LABEL_DICOMWEB_USERNAME and server_settings.MONAI_LABEL_DICOMWEB_PASSWORD:
-        session.auth = (server_settings.MONAI_LABEL_DICOMWEB_USERNAME, server_settings.MONAI_LABEL_DICOMWEB_PASSWORD)
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _ImpatientAdapter())
-    try:
-        client = DICOMwebClientX(
-            url=url,
-            session=session,
-            qido_url_prefix=server_settings.MONAI_LABEL_QIDO_PREFIX,
-            wado_url_prefix=server_settings.MONAI_LABEL_WADO_PREFIX,
-            stow_url_prefix=server_settings.MONAI_LABEL_STOW_PREFIX,
-            chunk_size=CHUNK_BYTES,
-        )
-    except ValueError:
-        raise InputError(f"{url} is no DICOMweb address; one looks like http://pacs:8042/dicom-web") from None
-    client.set_http_retry_params(retry=False)
-    return client

@@ -23,7 +23,8 @@ from polycl.volume import Volume, read_volume
 NAME = "refine"
 STORED, STORED_INFO = "polycl_stored_label", "polycl_stored_info"
 """Keys that the app, never a client, adds to the request: path and info of the label in the store."""
-PAINTED = "foreground_scribbles"
+PAINTED, ERASED = "foreground_scribbles", "background_scribbles"
+"""What 3D Slicer calls the segments of its Scribbles panel."""
 
 
 class RefineTask(InferTask):  # type: ignore[misc, unused-ignore]
@@ -52,11 +53,11 @@ class RefineTask(InferTask):  # type: ignore[misc, unused-ignore]
         wanted = ImageRequest.read(request)
         how = refine_parameters(request)
         engine = self._runtime.engines.named(wanted_engine(request))
-        path, info = _source(request)
+        path, info = sent_or_stored(request, "refine")
         image = self._runtime.images.get(wanted.image, wanted.allow_any_values)
         coarse = read_volume(path, kind="label", max_voxels=self._runtime.settings.max_voxels)
         image.require_same_grid(coarse, "the label")
-        names = _names(info, coarse)
+        names = names_of(info, coarse)
         if selected := request.get("selected_label_name"):
             coarse, names = _only(coarse, str(selected), names), {str(selected): 1}
         ids = _ids(request, names)
@@ -94,19 +95,19 @@ def stored_label(request: Mapping[str, Any], store: Datastore) -> dict[str, Any]
     return {STORED: "", STORED_INFO: {}}
 
 
-def _source(request: Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
-    """The label's file and what is known of its values."""
+def sent_or_stored(request: Mapping[str, Any], what: str) -> tuple[Path, Mapping[str, Any]]:
+    """The label's file and what is known of its values. NotFoundError if there is none to do `what` with."""
     sent = request.get("label")
     # MONAI Label keeps what it was sent in the folder for temporary files; a client may also write any text here.
     if isinstance(sent, str) and Path(sent).parent == Path(tempfile.gettempdir()) and Path(sent).is_file():
         return Path(sent), request
     stored = request.get(STORED)
     if not stored or not Path(stored).is_file():
-        raise NotFoundError("there is no label to refine: send one in the file field label, or save one to the store")
+        raise NotFoundError(f"there is no label to {what}: send one in the file field label, or save one to the store")
     return Path(stored), request.get(STORED_INFO) or {}
 
 
-def _names(info: Mapping[str, Any], coarse: Volume) -> dict[str, int]:
+def names_of(info: Mapping[str, Any], coarse: Volume) -> dict[str, int]:
     """Names of the values: the v-th of `label_info` is v, whatever ids it holds, as MONAI Label's clients have it."""
     listed = info.get("label_info")
     if isinstance(listed, list) and listed:
@@ -122,7 +123,7 @@ def _names(info: Mapping[str, Any], coarse: Volume) -> dict[str, int]:
 
 def _only(coarse: Volume, selected: str, names: Mapping[str, int]) -> Volume:
     """0 and 1: the selected label and what was painted as foreground."""
-    _require([selected], names)
+    require_names([selected], names)
     kept = [names[selected], *([names[PAINTED]] if PAINTED in names else [])]
     return coarse.with_voxels(np.isin(coarse.voxels, kept).astype(np.uint8))
 
@@ -133,10 +134,11 @@ def _ids(request: Mapping[str, Any], names: Mapping[str, int]) -> list[int]:
         wanted = [wanted]
     if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
         raise InputError("labels must be a list of label names")
-    _require(wanted, names)
+    require_names(wanted, names)
     return [names[name] for name in wanted]
 
 
-def _require(wanted: list[str], names: Mapping[str, int]) -> None:
+def require_names(wanted: list[str], names: Mapping[str, int]) -> None:
+    """NotFoundError unless all of `wanted` are in `names`, which it lists."""
     if unknown := [name for name in wanted if name not in names]:
         raise NotFoundError(f"no label {', '.join(map(repr, unknown))}; they are {', '.join(names)}")

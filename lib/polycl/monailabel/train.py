@@ -20,7 +20,7 @@ from polycl.catalogue import Catalogue
 from polycl.errors import InputError, NotFoundError, PolyclError
 from polycl.labels.library import final_labels
 from polycl.labels.record import SavedLabel
-from polycl.learning.runs import Event, Run, State, follow
+from polycl.learning.runs import Event, Pretraining, Run, State, follow
 from polycl.learning.trainer import Options, Trainer
 from polycl.monailabel.store import IndexedStore
 from polycl.settings import Settings
@@ -191,9 +191,11 @@ def described(run: Run) -> dict[str, Any]:
 def _options(run: Run) -> dict[str, Any]:
     """What was asked for; nothing that names a patient or a folder."""
     try:
-        request = run.request()
+        request = run.task()
     except InputError:
         return {"model": NAME}
+    if isinstance(request, Pretraining):
+        return {"model": NAME, "encoder": request.name, "steps": request.steps}
     return {"model": NAME, "segmenter": request.model, "steps": request.steps, "publish": request.publish}
 
 

@@ -1,21 +1,27 @@
 """What a request's parameters must be before MONAI Label sees them; it trusts them all, also as parts of paths."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.utils.app import app_instance
 from starlette.datastructures import UploadFile
 
-from polycl.errors import NotFoundError
-from polycl.monailabel.folders import BadRequest, check_name
-from polycl.monailabel.store import LocalStore
-from polycl.server.uploads import check_upload, prepare_archive, prepare_image
+from polycl.accounts import Role
+from polycl.errors import NotFoundError, PolyclError
+from polycl.labels.saving import LABEL_SUFFIXES
+from polycl.monailabel.folders import BadRequest, check_id, is_within
+from polycl.monailabel.store import IndexedStore, LocalStore
+from polycl.server.connection import identity
+from polycl.server.uploads import check_upload, prepare_archive, prepare_image, suffix_of
 
 NAMES = ("model", "image", "id", "label", "tag", "strategy", "session_id")
 OURS = ("model", "image", "session", "description")
 CHECKSUMS = ("SHA256", "SHA512", "MD5")
+SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_DEPTH = 32
 """Of JSON that may be kept: the store's own reader goes to 200, and FastAPI to fewer."""
 
@@ -29,17 +35,51 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
         # With a session, Slicer sends the name of its volume as the image, which may hold anything and is not used.
         in_use = key != "image" or not arguments.get("session_id")
         if in_use and isinstance(value := arguments.get(key), str):
-            check_name(key, value)
+            check_id(key, value)
     if ".." in str(arguments.get("path", "")).replace("\\", "/").split("/"):  # out of the PACS's DICOMweb root
         raise BadRequest("path may not hold ..")
     for key in ("params", "info"):
-        _check_object(key, arguments.get(key))
+        _check_object(key, arguments.get(key), fixed=OURS if _names_its_target(name, arguments) else ())
     _check_checksum(arguments.get("check_sum"))
     if session := arguments.get("session_id"):
         _check_session(session)
+    _check_allowed(name, arguments)
     _check_there(name, arguments)
     _check_supported(name, arguments)
     _check_files(name, arguments)
+
+
+class NotAllowed(PolyclError):
+    """What nobody may do over HTTP."""
+
+    status = 405
+
+
+class Forbidden(PolyclError):
+    """What the role of the one who asks does not allow."""
+
+    status = 403
+
+
+def _check_allowed(name: str, arguments: dict[str, Any]) -> None:
+    """What the table of roles (`polycl.server.roles`) cannot tell from the address of a request."""
+    if name in ("api_update_model", "api_delete_model"):
+        raise NotAllowed("models are published by polycl, not uploaded")
+    user = identity()
+    if "infer" in name and user is not None and user.role < Role.ANNOTATOR and _said(arguments).get("save_label"):
+        raise Forbidden(f"save_label needs the role {Role.ANNOTATOR}; you have {user.role}")
+    if name == "api_save_label" and isinstance(store := app_instance().datastore(), IndexedStore):
+        _check_folder(store, arguments["tag"])
+
+
+def _check_folder(store: IndexedStore, tag: str) -> None:
+    if not is_within(store.folder, store.folder / "labels" / tag):
+        raise BadRequest("tag must name a folder of the store")
+
+
+def _said(arguments: dict[str, Any]) -> dict[str, Any]:
+    params = arguments.get("params")
+    return dict(json.loads(params) if isinstance(params, str) and params else params or {})
 
 
 def _check_supported(name: str, arguments: dict[str, Any]) -> None:
@@ -80,6 +120,10 @@ def _check_files(name: str, arguments: dict[str, Any]) -> None:
     for file in sent:
         if isinstance(file, UploadFile):
             check_upload(file)
+    if isinstance(painted := arguments.get("label"), UploadFile):
+        suffix_of(painted, LABEL_SUFFIXES, "labels")
+        if "infer" in name:
+            _keep_file(arguments)
     if name == "api_add_image":
         prepare_image(arguments)
     if arguments.get("uncompress"):
@@ -87,8 +131,24 @@ def _check_files(name: str, arguments: dict[str, Any]) -> None:
             prepare_archive(file)
 
 
-def _check_object(key: str, given: object) -> None:
-    """BadRequest unless `given`, as text or parsed by FastAPI, is an object that can be kept, and sent, as JSON."""
+def _keep_file(arguments: dict[str, Any]) -> None:
+    """MONAI Label lets the params' `label`, a name, take the place of the file of that name."""
+    params = _said(arguments)
+    if isinstance(arguments.get("params"), str) and "label" in params:
+        name = params.pop("label")
+        arguments["params"] = json.dumps({"selected_label_name": name} | params)
+
+
+def _names_its_target(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether the address of the request says what it is about, which MONAI Label would let the params change."""
+    return isinstance(arguments.get("params"), str) or (name == "api_run" and "model" in arguments)
+
+
+def _check_object(key: str, given: object, fixed: tuple[str, ...]) -> None:
+    """BadRequest unless `given`, as text or parsed by FastAPI, is an object that can be kept, and sent, as JSON.
+
+    And if it holds one of the keys `fixed`, as params.
+    """
     if given is None:
         return
     try:
@@ -103,8 +163,8 @@ def _check_object(key: str, given: object) -> None:
     if too_deep:
         raise BadRequest(f"{key} is nested too deeply: {MAX_DEPTH} levels are allowed")
     if "label_tag" in value and value["label_tag"] is not None:
-        check_name("label_tag", value["label_tag"])
-    if isinstance(given, str) and key == "params" and (taken := [name for name in OURS if name in value]):
+        check_id("label_tag", value["label_tag"])
+    if key == "params" and (taken := [name for name in fixed if name in value]):
         raise BadRequest(f"{key} may not set {', '.join(taken)}: the address of the request does")
 
 
@@ -115,7 +175,11 @@ def _check_checksum(value: object) -> None:
 
 def _check_session(session_id: str) -> None:
     sessions = app_instance().sessions()
-    if sessions is not None and sessions.get_session(session_id, update_ts=False) is None:
+    if sessions is None:
+        return
+    found = sessions.get_session(session_id, update_ts=False) if SESSION_ID.fullmatch(session_id) else None
+    # What a session says of its image lies in a file beside it.
+    if found is None or not is_within(Path(sessions.store_path), Path(found.image)):
         raise NotFoundError("no such session, or it expired: send the image again with PUT /session/")
 
 

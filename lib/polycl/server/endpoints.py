@@ -4,8 +4,8 @@ Each is an `async def` over blocking code, so one inference would stop the whole
 that checks its arguments, runs the original in a worker thread, and answers failures with a reason. What FastAPI does
 before (authorisation, parsing) and after (sending, background tasks) stays as it is.
 
-Inference has few threads of its own: a network computes one image at a time, another image may be read meanwhile, and
-the rest wait without holding up anything else. MONAI Label's own data is safe under threads because the store
+Who works when is decided in `polycl.server.lanes` and `polycl.server.queue`. A client that goes away frees its place,
+and a task that takes long ends at its next slice. MONAI Label's own data is safe under threads because the store
 (`polycl.monailabel.store`) and the models (`polycl.monailabel.infer`) take one call at a time where they must.
 """
 
@@ -14,20 +14,26 @@ import functools
 import importlib
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
-from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
 from fastapi import BackgroundTasks, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from monailabel.endpoints.user.auth import User
 
 from polycl.monailabel.headers import noting
+from polycl.monailabel.jobs import Job, working
+from polycl.server import proxy
 from polycl.server.checks import check_arguments
+from polycl.server.connection import current, identity
 from polycl.server.labels import save_label
+from polycl.server.lanes import lane_of
 from polycl.server.problems import to_http
+from polycl.server.segs import reply_as_seg
+from polycl.server.viewer import viewer_file
 
 Endpoint = Callable[..., Awaitable[Any]]
 
@@ -47,13 +53,14 @@ MODULES = (
     "train",
     "wsi_infer",
 )
-INFER_THREADS = 2
-OTHER_THREADS = 16
 FRAMES = re.compile(r"series/([0-9.]+)/instances/[0-9.]+/frames")
-OURS: dict[str, Callable[[dict[str, Any]], Any]] = {"api_save_label": save_label}
+OURS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "api_save_label": save_label,
+    "api_get_ohif": viewer_file,
+    **proxy.ENDPOINTS,
+}
 """Endpoints whose work is done here instead."""
 _MARK = "_polycl_protected"
-_LIMITERS: RunVar[tuple[CapacityLimiter, CapacityLimiter]] = RunVar("polycl_limiters")
 
 
 def protect() -> None:
@@ -73,7 +80,6 @@ def _routes() -> Iterator[APIRoute]:
 def in_thread(endpoint: Endpoint) -> Endpoint:
     """`endpoint` with the same signature, that checks its arguments and runs off the event loop."""
     name = endpoint.__name__
-    inference = "infer" in name
 
     @functools.wraps(endpoint)
     async def protected(**arguments: Any) -> Any:
@@ -81,7 +87,7 @@ def in_thread(endpoint: Endpoint) -> Endpoint:
         if isinstance(request, Request):
             await request.body()  # kept by the request: the thread's own event loop could not receive it
         try:
-            return await run_sync(_call, endpoint, name, arguments, limiter=_limiter(inference))
+            return await _in_turn(endpoint, name, arguments)
         except Exception as error:
             if isinstance(tasks := arguments.get("background_tasks"), BackgroundTasks):
                 await tasks()  # they delete what was sent; FastAPI drops them with the request
@@ -92,15 +98,46 @@ def in_thread(endpoint: Endpoint) -> Endpoint:
     return protected
 
 
+async def _in_turn(endpoint: Endpoint, name: str, arguments: dict[str, Any]) -> Any:
+    """What the endpoint gives, when its turn has come. Full if too many wait, Cancelled if the client is gone."""
+    connection = current.get()
+    queue, urgent = lane_of(name, arguments)
+    job = Job(lambda: not urgent and queue.clicking())
+    ticket = queue.join(connection.client if connection else "", urgent=urgent)
+
+    def gone() -> None:
+        job.cancel()
+        queue.drop(ticket)
+
+    try:
+        async with connection.watched(gone) if connection else nullcontext():
+            await queue.turn(ticket)
+            with working(job):
+                return await run_sync(_call, endpoint, name, arguments, limiter=queue.threads)
+    finally:
+        queue.leave(ticket)
+
+
 def _call(endpoint: Endpoint, name: str, arguments: dict[str, Any]) -> Any:
-    check_arguments(name, arguments)
+    check_arguments(name, _signed(arguments))
     with noting() as headers:
-        result = OURS[name](arguments) if name in OURS else asyncio.run(_await(endpoint, arguments))
+        ours = reply_as_seg if arguments.get("output") == "dicom_seg" else OURS.get(name)
+        result = ours(arguments) if ours else asyncio.run(_await(endpoint, arguments))
     if (image := _shown(name, arguments)) is not None:
         from monailabel.interfaces.utils.app import app_instance
 
         app_instance().opened(image)
     return _with_headers(result, headers)
+
+
+def _signed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments`, in which the user is the one who signed in, whatever the client calls itself."""
+    who = identity()
+    if who is not None and isinstance(arguments.get("user"), User):
+        arguments["user"] = User(username=who.name, name=who.name, roles=[str(who.role)])
+        if isinstance(params := arguments.get("params"), dict):
+            arguments["params"] = {**params, "client_id": who.name}
+    return arguments
 
 
 def _with_headers(result: Any, headers: dict[str, str]) -> Any:
@@ -121,13 +158,3 @@ def _shown(name: str, arguments: dict[str, Any]) -> str | None:
 
 async def _await(endpoint: Endpoint, arguments: dict[str, Any]) -> Any:
     return await endpoint(**arguments)
-
-
-def _limiter(inference: bool) -> CapacityLimiter:
-    """A limiter belongs to one event loop."""
-    try:
-        limiters = _LIMITERS.get()
-    except LookupError:
-        limiters = (CapacityLimiter(OTHER_THREADS), CapacityLimiter(INFER_THREADS))
-        _LIMITERS.set(limiters)
-    return limiters[inference]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polycl.files import write_atomically
+from polycl.server.logs import FORMATS, Format
 from polycl.settings import PREFIX, Settings
 
 APP_SOURCE = b'''"""Written at each start; the app is polycl.monailabel.app."""
@@ -72,7 +73,7 @@ def keep_temporary_files(folder: Path) -> None:
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
 
 
-def log_to(folder: Path) -> None:
+def log_to(folder: Path, form: Format = "text") -> None:
     """Log to the console and to `folder/app.log`. MONAI Label's own information is left out: it names patients."""
     handlers: dict[str, Any] = {
         "console": {"class": "logging.StreamHandler", "formatter": "line"},
@@ -89,7 +90,7 @@ def log_to(folder: Path) -> None:
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+            "formatters": {"line": {"()": FORMATS[form]}},
             "handlers": handlers,
             "root": {"level": "INFO", "handlers": list(handlers)},
             "loggers": {

@@ -11,6 +11,7 @@ from monailabel.interfaces.utils.app import app_instance
 from polycl.errors import InputError, NotFoundError
 from polycl.labels.saving import LABEL_SUFFIXES, Saved
 from polycl.monailabel.store import IndexedStore, LocalStore
+from polycl.server.connection import identity
 from polycl.server.uploads import on_disk, suffix_of
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,9 @@ def _called(app: Any, image: str) -> dict[str, Any]:
 
 def _annotator(params: dict[str, Any], user: Any) -> str:
     """The login where there is one, else what the client calls itself."""
+    signed_in = identity()
+    if signed_in is not None:
+        return signed_in.name
     name = user.username if server_settings.MONAI_LABEL_AUTH_ENABLE else params.get("client_id")
     if name is not None and (not isinstance(name, str) or len(name) > MAX_ANNOTATOR):
         raise InputError(f"client_id must be a text of at most {MAX_ANNOTATOR} characters")

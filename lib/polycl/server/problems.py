@@ -2,7 +2,6 @@
 
 import json
 import logging
-import uuid
 from collections.abc import Callable
 
 import requests
@@ -16,6 +15,8 @@ from monailabel.interfaces.exception import (
 
 from polycl.errors import PolyclError, StorageError
 from polycl.labels.storage import FULL
+from polycl.monailabel.pacs_client import reason_of
+from polycl.server.connection import current, new_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def to_http(error: Exception) -> HTTPException:
     if isinstance(error, HTTPException):
         return _known(error)
     if isinstance(error, PolyclError):
-        return HTTPException(error.status, str(error))
+        again = getattr(error, "retry_after", None)
+        return HTTPException(error.status, str(error), None if again is None else {"Retry-After": str(again)})
     for kind, answer in _ANSWERS.items():
         if isinstance(error, kind):
             return answer(error)
@@ -43,7 +45,8 @@ def to_http(error: Exception) -> HTTPException:
 
 def internal(error: BaseException) -> HTTPException:
     """500 that says nothing but an id; the traceback is in the log under that id."""
-    request_id = uuid.uuid4().hex[:12]
+    connection = current.get()
+    request_id = connection.request_id if connection else new_request_id()
     logger.error("request %s failed", request_id, exc_info=error)
     return HTTPException(500, f"internal error {request_id}; the server's log says more under this id")
 
@@ -71,7 +74,7 @@ def _pacs(error: Exception) -> HTTPException:
     if status == 404:
         return HTTPException(404, "the PACS does not have what was asked for")
     logger.warning("the PACS failed: %s", type(error).__name__)
-    return HTTPException(502, f"the PACS answered {status}" if status else "the PACS cannot be reached")
+    return HTTPException(504 if isinstance(error, requests.Timeout) else 502, reason_of(error))
 
 
 _ANSWERS: dict[type[Exception], Callable[[Exception], HTTPException]] = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from polycl.errors import InputError
 from polycl.server.environment import configure, log_to
+from polycl.server.exposure import check_exposure
 from polycl.server.imports import Progress
 from polycl.server.studies import open_studies
 from polycl.settings import Settings
@@ -34,6 +35,7 @@ def run_server(
     settings: Settings | None = None,
     on_ready: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    insecure_public: bool = False,
 ) -> None:
     """Serve `studies` (see `open_studies`) until SIGINT or SIGTERM.
 
@@ -41,14 +43,17 @@ def run_server(
         port: 0 takes any free one.
         on_ready: called with the server's address once it answers.
         progress: called while a folder of DICOM is imported.
+        insecure_public: listen on an address that others reach though nobody has to sign in.
 
-    Raises InputError if the port is taken, or if the studies or the state folder cannot be used.
+    Raises InputError if the port is taken, if the studies or the state folder cannot be used, or if others could reach
+    a server that lets everybody in.
     """
     settings = settings or Settings()
     settings.prepare()
+    check_exposure(host, settings, insecure_public)
     with contextlib.closing(_bind(host, port)) as listener:
         port = listener.getsockname()[1]
-        log_to(settings.logs)
+        log_to(settings.logs, settings.log)
         app = create_app(open_studies(studies, settings, progress), settings, host=host, port=port)
         _serve(app, listener, f"http://{f'[{host}]' if ':' in host else host}:{port}", on_ready)
 
@@ -66,15 +71,15 @@ def create_app(studies: str, settings: Settings, *, host: str = HOST, port: int 
     from fastapi.responses import JSONResponse
 
     from polycl.server.endpoints import protect
-    from polycl.server.origins import restrict_origins
     from polycl.server.problems import internal
+    from polycl.server.site import protect_site
 
     def unexpected(request: Request, error: Exception) -> JSONResponse:
         answer = internal(error)
         return JSONResponse({"detail": answer.detail}, answer.status_code)
 
     protect()
-    restrict_origins(app, host, port)
+    protect_site(app, settings, host, port)
     app.exception_handlers[Exception] = unexpected
     return app
 
@@ -97,6 +102,9 @@ def _serve(app: FastAPI, listener: socket.socket, address: str, on_ready: Callab
     import uvicorn
     from monailabel.interfaces.utils.app import app_instance
 
+    from polycl.monailabel.infer import Stopping
+    from polycl.server.lanes import lanes
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -104,6 +112,7 @@ def _serve(app: FastAPI, listener: socket.socket, address: str, on_ready: Callab
                 on_ready(address)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            lanes().close(Stopping("the server is shutting down"))
             stop()
             await super().shutdown(sockets)
 

@@ -6,6 +6,7 @@ a plain name, as MONAI Label takes parts of paths from it.
 
 import json
 import shutil
+import stat
 import tempfile
 import zipfile
 import zlib
@@ -20,6 +21,9 @@ from starlette.datastructures import UploadFile
 from polycl.errors import InputError
 from polycl.monailabel.folders import IMAGE_SUFFIXES, BadRequest, check_name
 from polycl.volume import read_volume
+
+MAX_FILES = 20_000
+"""In an archive; a long series of CT has some thousands."""
 
 
 def check_upload(file: UploadFile) -> None:
@@ -45,17 +49,32 @@ def prepare_image(arguments: dict[str, Any]) -> None:
 
 
 def prepare_archive(file: UploadFile) -> None:
-    """InputError unless the file is a zip archive that can be unpacked."""
+    """InputError unless the file is a zip archive that can be unpacked, into one folder and to a size that is allowed.
+
+    Tar archives are not taken: they may hold links and devices.
+    """
     suffix_of(file, (".zip",), "archives")
     file.filename = "archive.zip"
     try:
         with zipfile.ZipFile(file.file) as archive:
+            _check_members(archive.infolist())
             broken = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):  # the last two: encrypted, …
         broken = "all of it"
     if broken is not None:
         raise InputError("the archive cannot be unpacked: it is no zip file, or it is damaged or encrypted")
     file.file.seek(0)
+
+
+def _check_members(members: list[zipfile.ZipInfo]) -> None:
+    """InputError for a bomb, or what would lie elsewhere. No member unpacks to more bytes than it says."""
+    limit = int(app_instance().runtime.settings.max_upload)
+    if len(members) > MAX_FILES or sum(member.file_size for member in members) > limit:
+        raise InputError(f"the archive is too large: {MAX_FILES} files of {limit} bytes in all are allowed")
+    for member in members:
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or stat.S_ISLNK(member.external_attr >> 16):
+            raise InputError("the archive holds a file that would lie outside of its folder, or a link")
 
 
 def suffix_of(file: UploadFile, suffixes: tuple[str, ...], what: str) -> str:

@@ -1,0 +1,142 @@
+"""What every request passes before MONAI Label sees it: host, origin, sign-in, role, size. Around it all, the headers.
+
+Where nobody has to sign in, the server is for those at its own machine: a browser must know it by a name of this
+machine, and everybody may do what an admin may.
+"""
+
+import logging
+import re
+import time
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polycl.server.connection import Connection, Identity, current, new_request_id
+from polycl.server.hardening import harden
+from polycl.server.origins import SAFE, host_name, is_foreign
+from polycl.server.roles import Route, route_of
+from polycl.server.signin import COOKIE, SignIn
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 8 << 20
+"""Bytes of a body that is no upload."""
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who is let in. `hosts`: names that browsers may know the server by; any if None. `sign_in`: None for nobody."""
+
+    origins: list[str] = field(default_factory=list)
+    hosts: frozenset[str] | None = None
+    sign_in: SignIn | None = None
+    max_upload: int = 4 << 30
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self.app, self.rules = app, rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request, or let it pass."""
+        if scope["type"] == "websocket":  # there are none
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
+        path, status = scope["path"], 0
+
+        async def hardened(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                added = MutableHeaders(scope=message)
+                added["X-Request-ID"] = request_id
+                harden(path, added, self.rules.origins)
+            await send(message)
+
+        try:
+            route = route_of(scope["method"], path)
+            limit = self.rules.max_upload if route and route.uploads else MAX_BODY
+            identity = await self._admitted(Request(scope), route)
+            if (length := headers.get("content-length", "")).isdecimal() and scope["method"] not in SAFE:
+                _check_size(int(length), limit)
+        except HTTPException as refusal:
+            await _answer(Request(scope), refusal)(scope, receive, hardened)
+            return
+        connection = Connection(request_id, (scope.get("client") or ("", 0))[0], receive, identity)
+        token, started = current.set(connection), time.monotonic()
+        try:
+            await self.app(scope, _limited(receive, limit), hardened)
+        finally:
+            _note(scope["method"], route, status, identity, time.monotonic() - started)
+            current.reset(token)
+
+    async def _admitted(self, request: Request, route: Route | None) -> Identity | None:
+        """Who asks. HTTPException for a request that is refused."""
+        headers, rules = request.headers, self.rules
+        if rules.hosts is not None and host_name(headers) not in rules.hosts:
+            raise HTTPException(421, "this server is not known by that name; POLYCL_HOSTS gives it more")
+        if route is not None and route.access == "closed":
+            raise HTTPException(404, "there is no such thing here")
+        identity = await rules.sign_in.who(request) if rules.sign_in else None
+        by_cookie = rules.sign_in is not None and "authorization" not in headers and COOKIE in request.cookies
+        if is_foreign(request.method, headers, rules.origins, signed_in_by_cookie=by_cookie):
+            raise HTTPException(403, "a page of another site asked for this")
+        if rules.sign_in is None or (route is not None and route.access == "open"):
+            return identity
+        if identity is None:
+            raise HTTPException(401, "sign in first", {"WWW-Authenticate": "Bearer"})
+        if route is None:
+            raise HTTPException(404, "there is no such thing here")
+        if isinstance(route.access, int) and identity.role < route.access:
+            raise HTTPException(403, f"this needs the role {route.access}; you have {identity.role}")
+        return identity
+
+
+def _answer(request: Request, refusal: HTTPException) -> Response:
+    """To a person in front of a browser who has to sign in first, the page for that."""
+    if refusal.status_code == 401 and request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"/login?next={quote(request.url.path + query, safe='')}", 303)
+    return JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
+
+
+def _note(method: str, route: Route | None, status: int, identity: Identity | None, seconds: float) -> None:
+    """A request in the log: its route, never its path or query, which name studies. What only reads is left out."""
+    if method in SAFE and status < 500:
+        return
+    where, who = route.path if route else "?", identity.name if identity else "-"
+    values = {"method": method, "route": where, "status": status, "user": who, "ms": round(seconds * 1000)}
+    logger.info("%s %s by %s: %d in %d ms", method, where, who, status, values["ms"], extra={"values": values})
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise HTTPException(413, f"the request is larger than {limit} bytes, which are allowed here")
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """`receive` that refuses a body which grows above the limit, whatever its headers say."""
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        _check_size(size, limit)
+        return message
+
+    return counted

@@ -1,0 +1,200 @@
+"""What our script adds to OHIF: painting, propagation of painted slices, and saving, to be found again in the PACS."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pydicom
+import pytest
+from playwright.sync_api import Route
+from processes import Pacs, Patient, Server
+from viewer import SLOW_MS, Viewer, segment_voxels
+
+from polycl.segmenter import Segmenter
+from polycl.volume import read_series, read_volume
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+FIRST, SECOND, THIRD = "PHANTOM, SEED40", "PHANTOM, SEED41", "PHANTOM, SEED42"
+
+
+def stored(server: Server, uid: str, folder: Path) -> np.ndarray:
+    """The label that the server keeps, in the order of the series."""
+    query = {"label": uid, "tag": "final"}
+    reply = httpx.get(f"{server.address}/datastore/label", params=query, timeout=60)
+    assert reply.status_code == 200, reply.text
+    suffix = ".nrrd" if reply.content.startswith(b"NRRD") else ".nii.gz"
+    (folder / f"kept{suffix}").write_bytes(reply.content)
+    return read_volume(folder / f"kept{suffix}", kind="label").voxels
+
+
+def segs(pacs: Pacs, uid: str) -> list[pydicom.Dataset]:
+    """The DICOM SEG of a series that are in the PACS, waiting a while for the first."""
+    for _ in range(60):
+        found = []
+        for instance in httpx.get(f"{pacs.root}/instances?expand", timeout=60).json():
+            file = httpx.get(f"{pacs.root}/instances/{instance['ID']}/file", timeout=60).content
+            data = pydicom.dcmread(io.BytesIO(file))
+            if data.Modality == "SEG" and data.ReferencedSeriesSequence[0].SeriesInstanceUID == uid:
+                found.append(data)
+        if found:
+            return found
+        time.sleep(0.5)
+    return []
+
+
+def seg_frames(seg: pydicom.Dataset, image_folder: Path, number: int) -> np.ndarray:
+    """The voxels [column, row, slice] of a segment, each frame at the image that it refers to, highest last."""
+    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in sorted(image_folder.iterdir())]
+    images.sort(key=lambda image: float(image.ImagePositionPatient[2]))
+    index = {image.SOPInstanceUID: at for at, image in enumerate(images)}
+    frames = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
+    found = np.zeros((seg.Columns, seg.Rows, len(images)), bool)
+    for frame, about in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        if about.SegmentIdentificationSequence[0].ReferencedSegmentNumber == number:
+            source = about.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+            found[..., index[source]] = frame.T > 0
+    return found
+
+
+def brush(viewer: Viewer, dx: float = 0.0) -> None:
+    """Draw a short stroke with the mouse beside the middle of the axial view."""
+    viewer.page.click("#polycl-brush")
+    viewer.page.wait_for_timeout(500)
+    assert viewer.page.get_attribute("#polycl-brush", "aria-pressed") == "true"
+    canvas = viewer.canvas("axial")
+    i, j, k = canvas.shown
+    (x, y), *_ = canvas.places(np.array([[i, j, k]]))
+    viewer.page.mouse.move(x + dx, y)
+    viewer.page.mouse.down()
+    viewer.page.mouse.move(x + dx + 12, y + 5, steps=5)
+    viewer.page.mouse.up()
+    viewer.page.wait_for_timeout(800)
+
+
+def test_what_is_saved_is_what_is_on_the_screen_and_in_the_pacs(
+    viewer: Viewer,
+    readers_server: Server,
+    readers_pacs: Pacs,
+    patients: dict[str, Patient],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    patient = patients[SECOND]
+    viewer.open_study(SECOND)
+    viewer.connect()
+    viewer.choose("Segmentation", "tiny")
+    assert viewer.run("Segmentation").status == 200
+    brush(viewer)
+    said = viewer.press("save")
+    viewer.keep("6-saved")
+    assert said.startswith("Saved liver, spleen as version 1"), said
+    tiny = Segmenter.load(tiny_checkpoint, device="cpu", precision="fp32")
+    mask = tiny.segment(read_series(patient.folder)).voxels
+    shown = {name: segment_voxels(viewer, name) for name in tiny.header.labels}
+    changed = (shown["liver"] != (mask == 1)) | (shown["spleen"] != (mask == 2))
+    assert 0 < changed.sum() < 0.01 * changed.size  # the stroke
+    kept = stored(readers_server, patient.uid, tmp_path)
+    for name, value in tiny.header.labels.items():
+        np.testing.assert_array_equal(kept == value, shown[name])
+    seg = segs(readers_pacs, patient.uid)[0]
+    for segment in seg.SegmentSequence:
+        frames = seg_frames(seg, patient.folder, segment.SegmentNumber)
+        np.testing.assert_array_equal(frames, shown[segment.SegmentLabel.lower()])
+    viewer.page.reload()
+    viewer.wait_until_loaded()
+    viewer.connect()
+    assert viewer.press("load") == "Loaded version 1: liver, spleen."
+    viewer.keep("7-loaded")
+    for name, voxels in shown.items():
+        np.testing.assert_array_equal(segment_voxels(viewer, name), voxels)
+    open_seg(viewer, shown)
+
+
+def open_seg(viewer: Viewer, shown: dict[str, np.ndarray]) -> None:
+    """After a reload the viewer's own list has the segmentation, and opens it from the PACS as it was saved."""
+    viewer.page.reload()
+    viewer.wait_until_loaded()
+    listed = viewer.page.locator("[data-cy*=thumbnail]", has_text="SEG")
+    listed.first.wait_for(timeout=SLOW_MS)
+    listed.first.dblclick()
+    loaded = "window.services.segmentationService.getSegmentations().length > 0"
+    viewer.page.wait_for_function(loaded, timeout=SLOW_MS)
+    viewer.page.wait_for_timeout(3000)
+    viewer.keep("9-seg-of-the-pacs")
+    counts = viewer.page.evaluate(SEGMENTS)
+    assert {name.lower(): count for name, count in counts} == {name: int(mask.sum()) for name, mask in shown.items()}
+
+
+SEGMENTS = """() => {
+    const segmentation = services.segmentationService.getSegmentations()[0];
+    const { imageIds } = cornerstoneTools.segmentation.state.getSegmentation(segmentation.segmentationId)
+        .representationData.Labelmap;
+    const counts = {};
+    for (const id of imageIds)
+        for (const value of cornerstone.cache.getImage(id).getPixelData()) counts[value] = (counts[value] ?? 0) + 1;
+    return Object.values(segmentation.segments).filter(Boolean).map(one => [one.label, counts[one.segmentIndex] ?? 0]);
+}"""
+
+
+def test_a_painted_slice_is_propagated(viewer: Viewer, patients: dict[str, Patient]) -> None:
+    viewer.open_study(FIRST)
+    viewer.connect()
+    brush(viewer)
+    painted = segment_voxels(viewer, "liver")
+    slices = np.flatnonzero(painted.any(axis=(0, 1)))
+    assert slices.tolist() == [viewer.canvas("axial").shown[2]]
+    with viewer.page.expect_request(lambda request: "/infer/" in request.url) as asked:
+        said = viewer.press("propagate")
+    assert said == "Propagated liver."
+    assert f"image={patients[FIRST].uid}" in asked.value.url
+    body = asked.value.post_data_buffer or b""
+    assert b'name="label"; filename="label.nrrd"' in body
+    assert b'"selected_label_name":"liver"' in body
+    found = segment_voxels(viewer, "liver")
+    np.testing.assert_array_equal(found[..., slices[0]], painted[..., slices[0]])
+    assert found.any(axis=(0, 1)).sum() > 1
+    viewer.keep("8-propagated")
+
+
+def test_other_segments_keep_their_voxels_when_one_is_propagated(viewer: Viewer, patients: dict[str, Patient]) -> None:
+    viewer.open_study(FIRST)
+    viewer.connect()
+    viewer.choose("Segmentation", "tiny")
+    assert viewer.run("Segmentation").status == 200
+    liver, spleen = segment_voxels(viewer, "liver"), segment_voxels(viewer, "spleen")
+    viewer.page.select_option("#polycl-segment", label="spleen")
+    assert viewer.press("propagate") == "Propagated spleen."
+    np.testing.assert_array_equal(segment_voxels(viewer, "liver"), liver)
+    assert (segment_voxels(viewer, "spleen") & ~spleen).any()
+
+
+def test_the_buttons_say_what_is_missing(viewer: Viewer) -> None:
+    viewer.open_study(FIRST)
+    viewer.connect()
+    viewer.page.focus("#polycl-save")
+    viewer.page.keyboard.press("Enter")
+    viewer.page.wait_for_function("document.getElementById('polycl-status').textContent.startsWith('Not done')")
+    assert viewer.page.inner_text("#polycl-status") == "Not done: nothing is painted yet"
+    assert viewer.press("propagate") == "Not done: paint liver on a slice first"
+    viewer.page.route("**/datastore/label?**", lambda route: route.abort())
+    brush(viewer)
+    assert viewer.press("save") == "Not done: the server cannot be reached; try again when it is up"
+    viewer.page.unroute("**/datastore/label?**")
+
+
+def test_propagation_is_offered_only_where_the_server_has_it(viewer: Viewer, readers_server: Server) -> None:
+    def without(route: Route) -> None:
+        info = httpx.get(f"{readers_server.address}/info/", timeout=60).json()
+        models = info["models"].items()
+        info["models"] = {name: model for name, model in models if not (model["config"] or {}).get("propagates")}
+        route.fulfill(body=json.dumps(info), content_type="application/json")
+
+    viewer.page.route("**/info/", without)
+    viewer.open_study(THIRD)
+    viewer.connect()
+    assert viewer.page.is_visible("#polycl-save")
+    assert not viewer.page.is_visible("#polycl-propagate")
