@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polycl.propagate.edges import Edges
 from polycl.propagate.frames import Box, FrameGrid
 from polycl.propagate.runs import Run
 from polycl.propagate.sweep import Found
+from polycl.volume import Volume
 
 LARGEST = 8.0
 """Logits are clamped to it before they are blended: "absent" is -1024, which no other direction could outvote."""
@@ -22,11 +24,12 @@ SLICES_AT_A_TIME = 16
 
 @dataclass(frozen=True, eq=False)
 class Object:
-    """One label's result: logits over the frames of a grid, by slice."""
+    """One label's result: logits over the frames of a grid, by slice, and how its outlines follow the CT."""
 
     label: int
     grid: FrameGrid
     logits: Mapping[int, torch.Tensor]
+    edges: Edges | None = None
 
 
 def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
@@ -78,8 +81,11 @@ def keep_connected(found: Found, seeds: Collection[int], reach: int) -> Found:
     return result
 
 
-def paint(objects: Collection[Object], out: NDArray[np.uint8]) -> None:
-    """Write `objects` into `out`, canonical [X, Y, Z] and 0: each voxel to the label with the highest logit above 0."""
+def paint(objects: Collection[Object], volume: Volume, out: NDArray[np.uint8]) -> None:
+    """Write `objects` into `out`, canonical [X, Y, Z] and 0: each voxel to the label with the highest logit above 0.
+
+    `volume` is the CT in canonical axes.
+    """
     slices = sorted({z for one in objects for z in one.logits})
     for start in range(0, len(slices), SLICES_AT_A_TIME):
         part = slices[start : start + SLICES_AT_A_TIME]
@@ -88,7 +94,11 @@ def paint(objects: Collection[Object], out: NDArray[np.uint8]) -> None:
             here = [z for z in part if z in one.logits]
             if here:
                 restored = one.grid.restore(torch.stack([one.logits[z].float() for z in here]))
-                for z, plane in zip(here, restored, strict=True):
+                for z, smooth in zip(here, restored, strict=True):
+                    plane = smooth
+                    if one.edges is not None:
+                        x0, x1, y0, y1 = one.grid.box
+                        plane = one.edges.follow(smooth, volume.voxels[x0:x1, y0:y1, z], volume.spacing[0])
                     planes[z].append((one.label, one.grid.box, plane))
         for z, candidates in planes.items():
             _paint_slice(out[:, :, z], candidates)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.propagate.compose import Object, blend, keep_connected
+from polycl.propagate.edges import Edges, choose
 from polycl.propagate.ending import Ending, Looks
 from polycl.propagate.engine import FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
@@ -15,6 +16,9 @@ from polycl.propagate.frames import Box, FrameGrid, Region
 from polycl.propagate.runs import Mark, Run, plan
 from polycl.propagate.seeds import Seed, union
 from polycl.propagate.sweep import Found, Lane, Sweep
+
+TRIED_ON = 3
+"""Annotated slices on which it is tried how outlines follow the CT."""
 
 
 class Group:
@@ -102,8 +106,17 @@ class Group:
             found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
             if self.scene.how.connected:
                 found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
-            made.append(Object(label, self.grid, found))
+            made.append(Object(label, self.grid, found, self._edges(label)))
         return made
+
+    def _edges(self, label: int) -> Edges | None:
+        """How the outlines of a label follow the CT: tried on the slices of it that were annotated."""
+        if not self.scene.how.edges:
+            return None
+        volume = self.scene.volume
+        masks = [(volume.voxels[:, :, mark.z], seed.mask) for mark, seed in self.seeds[label].items() if mark.present]
+        known = [(plane, mask) for plane, mask in masks if mask is not None][:TRIED_ON]
+        return choose(self.grid, self._side, volume.spacing[0], known)
 
     @property
     def _side(self) -> int:

@@ -41,6 +41,9 @@ class PropagateParameters(BaseModel):
     meet: float = Field(
         default=0.6, ge=0.5, le=1, description="share of the slices between two seeds that is visited from either"
     )
+    edges: bool = Field(
+        default=True, description="outlines follow the edges of the CT where that helps on the annotated slices"
+    )
     connected: bool = Field(default=True, description="keep only what is connected to a seed, in 3D")
     ahead: int = Field(default=8, ge=1, le=64, description="slices encoded at a time")
     labels: int = Field(default=32, ge=1, le=255, description="objects at most")

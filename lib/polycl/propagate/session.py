@@ -213,7 +213,7 @@ class Propagation:
     def _result(self) -> Volume:
         result = self.volume.with_voxels(np.zeros(self.volume.shape, dtype=np.uint8))
         out = result.canonical().voxels
-        paint([one for group in self._groups for one in group.objects()], out)
+        paint([one for group in self._groups for one in group.objects()], self._canonical, out)
         if self._roi is not None:
             _clear_outside(out, self._roi)
         masks = [(label, z, seed.mask) for label, z, seed in self._seeds() if seed.mask is not None]

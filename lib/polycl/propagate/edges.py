@@ -1,0 +1,127 @@
+"""Outlines that follow the edges of the CT.
+
+The network's masks have a quarter of its frames' pixels a side. Enlarged, they are smooth where the organ is not. A
+guided filter, with the CT as its guide, moves an outline to the edge beside it: He, Sun and Tang 2013, "Guided image
+filtering", IEEE TPAMI 35(6). Whether that helps, and over which reach and contrast, is tried on the slice that the user
+annotated: masks as inexact as the network's are made of it, and what brings them nearest to the annotation is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from polycl.propagate.frames import FrameGrid
+
+Plane = NDArray[np.float32]
+TRIED = ((3.0, 100.0), (6.0, 100.0), (6.0, 300.0), (10.0, 100.0))
+"""Reach in mm, and HU on each side of the object's median in which edges count."""
+GAIN = 0.005
+"""Dice that a choice must gain on the annotated slice over leaving outlines as they are."""
+SMOOTHNESS = 0.01
+"""He's epsilon, for a guide from -1 to 1: contrasts below its root are no edges."""
+SURE, SOFT = 8.0, 0.8
+"""Logits of the masks to try with, and their blur in pixels of the network's masks."""
+
+
+@dataclass(frozen=True)
+class Edges:
+    """How the outlines of one object follow the CT.
+
+    Attributes:
+        reach: mm.
+        contrast, median: HU; edges count within `median` plus or minus `contrast`.
+    """
+
+    reach: float
+    contrast: float
+    median: float
+
+    def follow(self, logits: Plane, hu: NDArray[np.generic], spacing: float) -> Plane:
+        """Logits [X, Y] of an object, moved to the edges of the same part of a slice; `spacing` in mm."""
+        pixels = max(1, round(self.reach / spacing))
+        out = np.full_like(logits, -SURE)
+        part = _around(logits > -SURE / 2, 3 * pixels)
+        if part is None:
+            return out
+        guide = np.clip((hu[part].astype(np.float32) - self.median) / self.contrast, -1, 1)
+        share = 1 / (1 + np.exp(-np.clip(logits[part], -SURE, SURE)))
+        least = 1 / (1 + np.exp(SURE))
+        found = np.clip(guided(guide, share, pixels), least, 1 - least)
+        out[part] = np.log(found / (1 - found))
+        return out
+
+
+def guided(guide: Plane, image: Plane, radius: int) -> Plane:
+    """`image` as a local linear function of `guide`, both [X, Y]: He's filter with windows of 2 radius + 1 pixels."""
+
+    def mean(values: Plane) -> Plane:
+        smooth: Plane = ndimage.uniform_filter(values, 2 * radius + 1, mode="nearest")
+        return smooth
+
+    middle, height = mean(guide), mean(image)
+    slope = (mean(guide * image) - middle * height) / (mean(guide * guide) - middle * middle + SMOOTHNESS)
+    return mean(slope) * guide + mean(height - slope * middle)
+
+
+def choose(
+    grid: FrameGrid, side: int, spacing: float, seeds: Iterable[tuple[NDArray[np.generic], NDArray[np.bool_]]]
+) -> Edges | None:
+    """What brings inexact masks nearest to annotated ones; None if nothing beats leaving them as they are.
+
+    Args:
+        grid: of the network's frames.
+        side: pixels a side of its masks.
+        spacing: mm between voxels of a plane.
+        seeds: HU and mask [X, Y] of annotated slices, whole planes.
+    """
+    gains: dict[Edges, list[float]] = {}
+    x0, x1, y0, y1 = grid.box
+    for plane, annotated in seeds:
+        inside = plane[annotated]
+        inside = inside[np.isfinite(inside)]
+        if not len(inside):
+            continue
+        hu, mask, median = plane[x0:x1, y0:y1], annotated[x0:x1, y0:y1], float(np.median(inside))
+        for logits in grid.restore(_inexact(grid, side, annotated)):
+            before = _dice(logits > 0, mask)
+            for reach, contrast in TRIED:
+                after = _dice(Edges(reach, contrast, median).follow(logits, hu, spacing) > 0, mask)
+                gains.setdefault(Edges(reach, contrast, median), []).append(after - before)
+    mean = {edges: sum(found) / len(found) for edges, found in gains.items()}
+    best = max(mean, key=mean.__getitem__, default=None)
+    return best if best is not None and mean[best] >= GAIN else None
+
+
+def _inexact(grid: FrameGrid, side: int, annotated: NDArray[np.bool_]) -> torch.Tensor:
+    """Logits [4, side, side] as the network might give them: a pixel off either way, too small, too large."""
+    mask = FrameGrid(grid.region, side, grid.shape).masks(annotated[None])[0, 0].numpy() > 0
+    wrong = [
+        np.roll(mask, (1, 1), axis=(0, 1)),
+        np.roll(mask, (-1, -1), axis=(0, 1)),
+        ndimage.binary_erosion(mask),
+        ndimage.binary_dilation(mask),
+    ]
+    soft = [ndimage.gaussian_filter(np.where(one, SURE, -SURE).astype(np.float32), SOFT) for one in wrong]
+    return torch.from_numpy(np.stack(soft))
+
+
+def _around(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice] | None:
+    """The box of a mask with a margin; None if it is empty."""
+    ends = []
+    for axis, count in enumerate(mask.shape):
+        where = np.flatnonzero(mask.any(axis=1 - axis))
+        if not len(where):
+            return None
+        ends.append(slice(max(0, int(where[0]) - margin), min(count, int(where[-1]) + margin + 1)))
+    return ends[0], ends[1]
+
+
+def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    total = int(one.sum() + other.sum())
+    return 2 * int((one & other).sum()) / total if total else 1.0
