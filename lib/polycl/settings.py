@@ -122,6 +122,11 @@ class Settings(BaseSettings):
         """Who may sign in, where the site has no identity provider."""
         return self.state / "users.json"
 
+    @property
+    def audit(self) -> Path:
+        """Who changed what."""
+        return self.state / "audit"
+
     def prepare(self) -> None:
         """Create the state folder and those inside it. InputError if it cannot be written."""
         for folder in (self.state, self.models, self.logs, self.cache, self.sessions, self.store):

@@ -6,7 +6,10 @@ import warnings
 import typer
 
 from polycl.cli import (
+    audit,
+    backup,
     bench,
+    doctor,
     evaluate,
     experiment,
     finetune,
@@ -41,11 +44,15 @@ app.command("import")(imports.import_)
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("train-propagation")(propagation.train_propagation)
+app.command("audit")(audit.audit)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.add_typer(models.app, name="models")
 app.add_typer(labels.app, name="labels")
 app.add_typer(seg.app, name="seg")
 app.add_typer(users.app, name="users")
 app.add_typer(experiment.app, name="experiment")
+app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 
 

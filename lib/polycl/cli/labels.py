@@ -46,6 +46,7 @@ def list_(
 def restore(studies: Studies, image: Image, version: int, tag: Tag = "final") -> None:
     """Make VERSION of the label the current one again, also of a label that was deleted. It becomes a new version."""
     record = _library(studies).restore(image, version, tag)
+    options.audit("label.restore", image=image, tag=tag, version=record.version, restored=version)
     typer.echo(f"{image}: version {version} is current again, as version {record.version}")
 
 
@@ -62,6 +63,7 @@ def complete(
     if current is None:
         raise NotFoundError(f"{image} has no label {tag!r}")
     record = library.mark_complete(image, tag, tuple(names or current.record.labels))
+    options.audit("label.note", image=image, tag=tag, version=record.version)
     typer.echo(f"{image}: {', '.join(record.complete) or 'nothing'} complete, in version {record.version}")
 
 

@@ -38,6 +38,25 @@ def settings(device: str | None = None, precision: str | None = None) -> Setting
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
+def audit(action: str, image: str = "", **details: object) -> None:
+    """Note in the audit trail what a command did, by whom of this machine. StorageError where that cannot be."""
+    import os
+
+    import psutil
+
+    from polycl.audit import Audit
+    from polycl.errors import StorageError
+
+    try:
+        person = psutil.Process().username()
+    except (psutil.Error, KeyError):  # as in a container
+        person = f"user {os.getuid()}"
+    try:
+        Audit(settings().audit).add(action, image=image, details=details, client=f"{person} at the machine")
+    except OSError as error:
+        raise StorageError(f"it is done, but the audit trail cannot be written: {error.strerror}") from None
+
+
 def read_image(image: Path, settings: Settings, series: str | None, any_values: bool) -> Volume:
     """The CT in `image`, as `--series` and `--any-values` say."""
     from polycl.volume import read_volume

@@ -35,6 +35,7 @@ def add(
     else:
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     accounts.add(name, chosen, password)
+    options.audit("user.add", name=name, role=str(chosen))
     typer.echo(f"{name} may sign in, as {chosen}")
     if first:
         typer.echo("From its next start on, the server asks everybody to sign in.")
@@ -56,6 +57,7 @@ def list_(as_json: options.Json = False) -> None:
 def remove(name: Name) -> None:
     """Remove a user. A running server refuses the user's next request."""
     _accounts().remove(name)
+    options.audit("user.remove", name=name)
     typer.echo(f"{name} may no longer sign in")
 
 

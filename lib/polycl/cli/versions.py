@@ -22,6 +22,7 @@ def publish(
     versions = _versions(name)
     number = versions.newest_candidate(name) if version is None else version
     versions.publish(name, number, "as requested")
+    options.audit("model.publish", model=name, version=number)
     reason = f" ({versions.get(name, number).reason})" if number else ""
     typer.echo(f"{name}: version {number} is live{reason}")
 
@@ -32,6 +33,7 @@ def rollback(
 ) -> None:
     """Serve the version before again; 0 is the model as it came."""
     number = _versions(name).rollback(name, to)
+    options.audit("model.rollback", model=name, version=number)
     typer.echo(f"{name}: version {number} is live")
 
 

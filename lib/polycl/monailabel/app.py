@@ -34,6 +34,7 @@ from polycl.monailabel.scoring import leases_of, scores_of
 from polycl.monailabel.store import LabelRules, LocalStore
 from polycl.monailabel.strategy import strategies
 from polycl.settings import Settings
+from polycl.telemetry import stages_took
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
                 result = super().infer({**request, **added}, store)
         except InputError as error:
             raise InputError(_by_role(str(error), request), hint=error.hint) from error
+        stages_took(model, result["params"])
         made_by = result["params"].get("model")
         if isinstance(made_by, dict) and "version" in made_by:
             headers.note(headers.MODEL, f"{quote(made_by['name'])}@{made_by['version']}")
@@ -181,6 +183,7 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         for task in self._trainers.values():
             task.serve(self.datastore())
             atexit.register(task.trainer.close)
+        atexit.register(self.runtime.engines.cache.close)  # a thread that torch works in may not outlive Python
         if self.runtime.settings.score_ahead:
             atexit.register(self.scores.close)
             self.scores.start()

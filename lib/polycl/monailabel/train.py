@@ -16,6 +16,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.interfaces.utils.app import app_instance
 
+from polycl.audit import Audit
 from polycl.catalogue import Catalogue
 from polycl.errors import InputError, NotFoundError, PolyclError
 from polycl.labels.library import final_labels
@@ -52,7 +53,7 @@ class LearnTask(TrainTask):  # type: ignore[misc, unused-ignore]
         super().__init__("fine-tunes a segmenter on the labels saved here; published only if it is better")
         self.segmenters = segmenters
         self._catalogue, self._settings = catalogue, settings
-        self.trainer = Trainer(settings, catalogue, on_end=lambda run: self.consider())
+        self.trainer = Trainer(settings, catalogue, on_end=self._ended)
         self._store: IndexedStore | None = None
         self._considering = threading.Lock()
         self._stats: tuple[tuple[str, int] | None, dict[str, Any]] = (None, {})
@@ -107,6 +108,20 @@ class LearnTask(TrainTask):  # type: ignore[misc, unused-ignore]
         self._store = store
         if self.trainer.resume() is None:
             self.consider()
+
+    def _ended(self, run: Run) -> None:
+        """Tell the audit trail how a run ended, and see whether the next may start."""
+        last = next(reversed(list(follow(run.events()))), None)
+        told = {name: value for name in ("version", "published") if (value := getattr(last, name, None)) is not None}
+        details = {"run": run.id, **_options(run), "state": run.state(), **told}
+        try:
+            Audit(self._settings.audit).add("training.end", client="the server", details=details)
+            if told.get("published"):
+                named = {"model": details["segmenter"], "version": told.get("version"), "run": run.id}
+                Audit(self._settings.audit).add("model.publish", client="the server", details=named)
+        except OSError as error:
+            logger.error("the audit trail cannot be written (%s): run %s ended", error.strerror, run.id)
+        self.consider()
 
     def consider(self) -> None:
         """Start by itself once there are enough new labels, if that was asked for; in a thread of its own."""

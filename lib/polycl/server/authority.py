@@ -126,7 +126,7 @@ class Provider:
         """See `Authority`. By the resource owner password grant (RFC 6749, 4.3), as MONAI Label does it."""
         form = {"grant_type": "password", "client_id": self._settings.oidc_client, "scope": "openid"}
         form |= {"username": name, "password": password}
-        url = str(self._discovered()[0].get("token_endpoint"))
+        url = str(self.discovered()[0].get("token_endpoint"))
         try:
             answer = requests.post(url, data=form, timeout=TIMEOUT_S, allow_redirects=False)
             given = answer.json()
@@ -156,7 +156,7 @@ class Provider:
             algorithm = jwt.get_unverified_header(token).get("alg")
             if algorithm not in ALGORITHMS:  # before anything is fetched for its sake
                 return None
-            said, keys = self._discovered()
+            said, keys = self.discovered()
             key = keys.get_signing_key_from_jwt(token)
             claims: dict[str, Any] = jwt.decode(
                 token,
@@ -182,8 +182,11 @@ class Provider:
         roles = [ROLES[role] for role in names if isinstance(role, str) and role in ROLES]
         return Identity(str(name), max(roles)) if roles and name else None
 
-    def _discovered(self) -> tuple[dict[str, Any], jwt.PyJWKClient]:
-        """What the provider says of itself (OpenID Connect Discovery 1.0), and its keys; asked for once an hour."""
+    def discovered(self) -> tuple[dict[str, Any], jwt.PyJWKClient]:
+        """What the provider says of itself (OpenID Connect Discovery 1.0), and its keys; asked for once an hour.
+
+        ProviderError.
+        """
         with self._lock:
             now = time.monotonic()
             if self._found is None or now - self._found[0] > DISCOVERY_S:

@@ -66,7 +66,7 @@ def _check_allowed(name: str, arguments: dict[str, Any]) -> None:
     if name in ("api_update_model", "api_delete_model"):
         raise NotAllowed("models are published by polycl, not uploaded")
     user = identity()
-    if "infer" in name and user is not None and user.role < Role.ANNOTATOR and _said(arguments).get("save_label"):
+    if "infer" in name and user is not None and user.role < Role.ANNOTATOR and said(arguments).get("save_label"):
         raise Forbidden(f"save_label needs the role {Role.ANNOTATOR}; you have {user.role}")
     if name == "api_save_label" and isinstance(store := app_instance().datastore(), IndexedStore):
         _check_folder(store, arguments["tag"])
@@ -77,7 +77,8 @@ def _check_folder(store: IndexedStore, tag: str) -> None:
         raise BadRequest("tag must name a folder of the store")
 
 
-def _said(arguments: dict[str, Any]) -> dict[str, Any]:
+def said(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The params of a request, as text or parsed by FastAPI; checked before."""
     params = arguments.get("params")
     return dict(json.loads(params) if isinstance(params, str) and params else params or {})
 
@@ -133,7 +134,7 @@ def _check_files(name: str, arguments: dict[str, Any]) -> None:
 
 def _keep_file(arguments: dict[str, Any]) -> None:
     """MONAI Label lets the params' `label`, a name, take the place of the file of that name."""
-    params = _said(arguments)
+    params = said(arguments)
     if isinstance(arguments.get("params"), str) and "label" in params:
         name = params.pop("label")
         arguments["params"] = json.dumps({"selected_label_name": name} | params)

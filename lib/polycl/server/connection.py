@@ -7,7 +7,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.types import Receive
 
@@ -24,12 +25,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Connection:
-    """One request. `address`: the client's; `identity`: None where nobody has to sign in."""
+    """One request. `address`: the client's; `identity`: None where nobody has to sign in; `noted`: for the trail."""
 
     request_id: str
     address: str
     receive: Receive
     identity: Identity | None = None
+    noted: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def client(self) -> str:

@@ -13,6 +13,7 @@ import asyncio
 import functools
 import importlib
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -27,13 +28,15 @@ from monailabel.endpoints.user.auth import User
 from polycl.monailabel.headers import noting
 from polycl.monailabel.jobs import Job, working
 from polycl.server import proxy
-from polycl.server.checks import check_arguments
+from polycl.server.checks import check_arguments, said
 from polycl.server.connection import current, identity
 from polycl.server.labels import save_label
 from polycl.server.lanes import lane_of
 from polycl.server.problems import to_http
 from polycl.server.segs import reply_as_seg
+from polycl.server.trail import note
 from polycl.server.viewer import viewer_file
+from polycl.telemetry import Kind, waited
 
 Endpoint = Callable[..., Awaitable[Any]]
 
@@ -111,7 +114,12 @@ async def _in_turn(endpoint: Endpoint, name: str, arguments: dict[str, Any]) -> 
 
     try:
         async with connection.watched(gone) if connection else nullcontext():
-            await queue.turn(ticket)
+            joined = time.monotonic()
+            try:
+                await queue.turn(ticket)
+            finally:
+                kind: Kind = "click" if urgent else "volume" if "infer" in name else "other"
+                waited(kind, time.monotonic() - joined)
             with working(job):
                 return await run_sync(_call, endpoint, name, arguments, limiter=queue.threads)
     finally:
@@ -123,6 +131,8 @@ def _call(endpoint: Endpoint, name: str, arguments: dict[str, Any]) -> Any:
     with noting() as headers:
         ours = reply_as_seg if arguments.get("output") == "dicom_seg" else OURS.get(name)
         result = ours(arguments) if ours else asyncio.run(_await(endpoint, arguments))
+    if "infer" in name and said(arguments).get("save_label"):
+        note(action="label.save", image=arguments.get("image"), model=arguments.get("model"))
     if (image := _shown(name, arguments)) is not None:
         from monailabel.interfaces.utils.app import app_instance
 

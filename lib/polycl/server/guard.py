@@ -16,7 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polycl import telemetry
+from polycl.audit import Audit
+from polycl.server import trail
 from polycl.server.connection import Connection, Identity, current, new_request_id
+from polycl.server.exposure import is_loopback
 from polycl.server.hardening import harden
 from polycl.server.origins import SAFE, host_name, is_foreign
 from polycl.server.roles import Route, route_of
@@ -26,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY = 8 << 20
 """Bytes of a body that is no upload."""
+FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -37,6 +42,7 @@ class Rules:
     hosts: frozenset[str] | None = None
     sign_in: SignIn | None = None
     max_upload: int = 4 << 30
+    audit: Audit | None = None
 
 
 class Guard:
@@ -75,14 +81,19 @@ class Guard:
                 _check_size(int(length), limit)
         except HTTPException as refusal:
             await _answer(Request(scope), refusal)(scope, receive, hardened)
+            telemetry.request_took(scope["method"], route.path if route else None, refusal.status_code, 0.0)
             return
         connection = Connection(request_id, (scope.get("client") or ("", 0))[0], receive, identity)
         token, started = current.set(connection), time.monotonic()
         try:
             await self.app(scope, _limited(receive, limit), hardened)
         finally:
-            _note(scope["method"], route, status, identity, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            _note(scope["method"], route, status, identity, seconds)
+            telemetry.request_took(scope["method"], route.path if route else None, status, seconds)
             current.reset(token)
+            if self.rules.audit is not None:
+                await trail.tell(self.rules.audit, scope, connection, status)
 
     async def _admitted(self, request: Request, route: Route | None) -> Identity | None:
         """Who asks. HTTPException for a request that is refused."""
@@ -97,6 +108,8 @@ class Guard:
             raise HTTPException(403, "a page of another site asked for this")
         if rules.sign_in is None or (route is not None and route.access == "open"):
             return identity
+        if route is not None and route.access == "local" and _is_local(request):
+            return identity
         if identity is None:
             raise HTTPException(401, "sign in first", {"WWW-Authenticate": "Bearer"})
         if route is None:
@@ -104,6 +117,12 @@ class Guard:
         if isinstance(route.access, int) and identity.role < route.access:
             raise HTTPException(403, f"this needs the role {route.access}; you have {identity.role}")
         return identity
+
+
+def _is_local(request: Request) -> bool:
+    """Whether a program on this machine asks, for itself: a proxy here says for whom it does."""
+    address = request.client.host if request.client else ""
+    return is_loopback(address) and not any(name in request.headers for name in FORWARDED)
 
 
 def _answer(request: Request, refusal: HTTPException) -> Response:

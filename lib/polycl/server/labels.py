@@ -12,6 +12,7 @@ from polycl.errors import InputError, NotFoundError
 from polycl.labels.saving import LABEL_SUFFIXES, Saved
 from polycl.monailabel.store import IndexedStore, LocalStore
 from polycl.server.connection import identity
+from polycl.server.trail import note
 from polycl.server.uploads import on_disk, suffix_of
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def save_label(arguments: dict[str, Any]) -> dict[str, Any]:
     with on_disk(arguments["label"], f"label{suffix}") as path:
         sent = store.sent(path, params, annotator=_annotator(params, arguments.get("user")))
         saved = store.keep_label(image, tag, sent)
+    note(client=sent.annotator, image=image, tag=tag, version=saved.record.version)
     return _called(app, image) | {"image": image, "label": image} | reply(saved)
 
 

@@ -27,6 +27,7 @@ from polycl.errors import NotFoundError
 from polycl.server import overview
 from polycl.server.origins import is_foreign
 from polycl.server.problems import to_http
+from polycl.server.trail import note
 
 STATIC = Path(__file__).with_name("page")
 FILES = {"page.css": "text/css", "page.js": "text/javascript", "chart.js": "text/javascript"}
@@ -189,13 +190,15 @@ def start_pretraining(options: Pretrain) -> dict[str, Any]:
 def publish(wanted: Publish) -> dict[str, Any]:
     """Serve a version of a model."""
     _served(wanted.model).publish(wanted.model, wanted.version, "as requested")
+    note(model=wanted.model, version=wanted.version)
     return _switched()
 
 
 @api.post("/models/rollback", dependencies=ADMIN)
 def rollback(wanted: Rollback) -> dict[str, Any]:
     """Serve the live version's parent again."""
-    _served(wanted.model).rollback(wanted.model)
+    version = _served(wanted.model).rollback(wanted.model)
+    note(model=wanted.model, version=version)
     return _switched()
 
 

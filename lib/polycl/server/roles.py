@@ -1,5 +1,7 @@
 """Which role each route needs. What is not in the table is refused to everybody once people have to sign in.
 
+`open`: everybody; `closed`: nobody; `local`: programs on this machine, and whoever signed in.
+
 The first row whose methods and path fit decides. `{}` stands for one part of a path, `**` for the rest of it.
 """
 
@@ -9,7 +11,7 @@ from typing import Literal
 
 from polycl.accounts import Role
 
-Access = Role | Literal["open", "closed"]
+Access = Role | Literal["open", "closed", "local"]
 READ = ("GET", "HEAD")
 ANY = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 READER, ANNOTATOR, REVIEWER, ADMIN = Role
@@ -29,6 +31,7 @@ TABLE: tuple[Route, ...] = (
     # To sign in, and for those who watch over the server.
     Route(READ, "/healthz", "open"),
     Route(READ, "/readyz", "open"),
+    Route(READ, "/metrics", "local"),  # it tells how busy people are, and nothing of a patient or user
     Route(READ, "/favicon.ico", "open"),
     Route(READ, "/auth/", "open"),
     Route(("POST",), "/auth/token", "open"),

@@ -51,7 +51,7 @@ def run_server(
     settings = settings or Settings()
     settings.prepare()
     check_exposure(host, settings, insecure_public)
-    with contextlib.closing(_bind(host, port)) as listener:
+    with contextlib.closing(bind(host, port)) as listener:
         port = listener.getsockname()[1]
         log_to(settings.logs, settings.log)
         app = create_app(open_studies(studies, settings, progress), settings, host=host, port=port)
@@ -84,7 +84,7 @@ def create_app(studies: str, settings: Settings, *, host: str = HOST, port: int 
     return app
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket on the port, taken before anything slow begins."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

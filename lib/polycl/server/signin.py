@@ -23,6 +23,7 @@ from polycl.server.authority import Authority, Granted, Unauthorized
 from polycl.server.connection import Identity, identity
 from polycl.server.problems import to_http
 from polycl.server.tokens import Tokens, Tries
+from polycl.server.trail import note
 
 COOKIE = "polycl"
 PAGE = Path(__file__).with_name("login.html")
@@ -117,6 +118,7 @@ class SignIn:
 
     async def _granted(self, request: Request, given: Credentials) -> Granted:
         address = request.client.host if request.client else ""
+        note(user=given.name)
 
         def sign_in() -> Granted:
             self._tries.check(given.name, address)

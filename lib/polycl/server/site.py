@@ -2,6 +2,7 @@
 
 from typing import cast
 
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -10,13 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from polycl.audit import Audit
 from polycl.errors import InputError
 from polycl.server.authority import authority_of
 from polycl.server.exposure import known_hosts
 from polycl.server.guard import Guard, Rules
 from polycl.server.origins import allowed_origins, restrict_origins
 from polycl.server.signin import SignIn
-from polycl.settings import Settings
+from polycl.settings import Settings, why_unwritable
 
 
 def protect_site(app: FastAPI, settings: Settings, host: str, port: int) -> None:
@@ -29,6 +31,7 @@ def protect_site(app: FastAPI, settings: Settings, host: str, port: int) -> None
         None if sign_in else known_hosts(host, settings),
         sign_in,
         int(settings.max_upload),
+        Audit(settings.audit),
     )
     app.middleware_stack = None  # built anew at the next request
     app.user_middleware = [one for one in app.user_middleware if cast(object, one.cls) not in (Guard, Ours)]
@@ -50,7 +53,7 @@ class Ours:
 
     def __init__(self, app: ASGIApp, sign_in: SignIn | None) -> None:
         self.app = app
-        routes = [Route("/healthz", _health), Route("/readyz", _ready)]
+        routes = [Route("/healthz", _health), Route("/readyz", _ready), Route("/metrics", _metrics)]
         if sign_in is None:
             routes.append(Route("/auth/", _nobody_signs_in))
         else:
@@ -83,9 +86,19 @@ async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
+async def _metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
+    from polycl.server.metrics import metrics
+
+    return await metrics(request)
+
+
 async def _ready(request: Request) -> Response:
-    """Whether requests for work are taken: not before the app is there, nor while the server goes down."""
+    """Whether requests for work are taken: not while the server goes down, nor where it cannot write."""
     from monailabel.interfaces.utils.app import app_instance
 
-    stopping = app_instance().runtime.stopping.is_set()
-    return JSONResponse({"ready": not stopping}, 503 if stopping else 200)
+    runtime = app_instance().runtime
+    reason = "the server is shutting down" if runtime.stopping.is_set() else None
+    if reason is None and (why := await run_sync(why_unwritable, runtime.settings.state)) is not None:
+        reason = f"the state folder cannot be written: {why}"
+    return JSONResponse({"ready": not reason} | ({"reason": reason} if reason else {}), 503 if reason else 200)
