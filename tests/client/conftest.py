@@ -1,10 +1,9 @@
 """A running server in a process of its own, started in both ways, over two tiny images."""
 
-import importlib.util
+import importlib
 import os
 import shutil
 import signal
-import site
 import socket
 import subprocess
 import sys
@@ -18,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plugin import CLIENT, load, plugin_folder
+from recording import AXIAL, SHAPE
 
 from polycl.volume import Volume, write_volume
 
-SLICER_CLIENT = "monailabel/plugins/slicer/MONAILabel/MONAILabelLib/client.py"
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_TO_START = 180
 FAKE_SAM = """
@@ -47,7 +47,7 @@ def oblique() -> np.ndarray:
     return affine
 
 
-AFFINES = {"axial": np.diag([-4.0, -4.0, 5.0, 1.0]), "oblique": oblique()}
+AFFINES = {"axial": AXIAL, "oblique": oblique()}
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from polycl.phantom import make_phantom
 
     folder = tmp_path_factory.mktemp("images")
-    voxels = make_phantom(0, shape=(64, 52, 9), spacing=(6.0, 6.0, 20.0)).image.voxels
+    voxels = make_phantom(0, shape=SHAPE, spacing=(6.0, 6.0, 20.0)).image.voxels
     for name, affine in AFFINES.items():
         write_volume(Volume(voxels, affine), folder / f"{name}.nii.gz")
     return folder
@@ -119,20 +119,8 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def slicer_client() -> ModuleType:
-    """The plugin's own module; the wheel's data folder is where pip or uv left it."""
-    folders = [
-        Path(sys.prefix),
-        *(data / "data" for root in site.getsitepackages() for data in Path(root).glob("monailabel*.data")),
-    ]
-    found = [folder / SLICER_CLIENT for folder in folders if (folder / SLICER_CLIENT).is_file()]
-    if not found:
-        pytest.skip("the Slicer plugin is not among the installed files")
-    spec = importlib.util.spec_from_file_location("slicer_monailabel_client", found[0])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The plugin's own module."""
+    return load(plugin_folder() / CLIENT, "slicer_monailabel_client")
 
 
 def monailabel_client() -> ModuleType:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from polycl.dataset import SUFFIXES
 from polycl.errors import InputError
 from polycl.labels.facts import facts_of
-from polycl.labels.library import Library
+from polycl.labels.library import FINAL, Library
 from polycl.labels.naming import name_labels, sent_names
 from polycl.labels.placing import place, values_in
 from polycl.labels.record import LabelRecord, ModelVersion
@@ -22,6 +22,7 @@ from polycl.volume import MAX_VOXELS, Volume, read_segments, read_volume, write_
 
 SEGMENTATION = ".seg.nrrd"
 """3D Slicer's segmentations: they name their segments, which may overlap, and may be cropped to what is painted."""
+SEGMENTED = (SEGMENTATION, ".nrrd")
 LABEL_SUFFIXES = (SEGMENTATION, *SUFFIXES)
 LONGEST_SITTING = timedelta(hours=12)
 EMPTY = (
@@ -32,7 +33,10 @@ EMPTY = (
 
 @dataclass(frozen=True)
 class Sent:
-    """A label file as a client sent it, and its params. `source` is "model" where no person has seen it."""
+    """A label file as a client sent it, and its params. `source` is "model" where no person has seen it.
+
+    `box`: it is a segmentation of 3D Slicer's, which may be cropped to what is painted.
+    """
 
     path: Path
     suffix: str
@@ -41,6 +45,7 @@ class Sent:
     info: Mapping[str, Any]
     annotator: str = ""
     source: Literal["client", "model"] = "client"
+    box: bool = False
 
     @classmethod
     def read(cls, path: Path, info: Mapping[str, Any], max_voxels: int = MAX_VOXELS, **others: Any) -> Sent:
@@ -49,9 +54,10 @@ class Sent:
         if suffix is None:
             raise InputError(f"labels must be named {', '.join('*' + suffix for suffix in LABEL_SUFFIXES)}")
         label = read_volume(path, kind="label", max_voxels=max_voxels)
-        segments = read_segments(path) if suffix == SEGMENTATION else {}
-        names = {value: name for name, value in segments.items()} or sent_names(info)
-        return cls(path, suffix, label, names, info, **others)
+        segments = {value: name for name, value in read_segments(path).items()} if suffix in SEGMENTED else {}
+        # MONAI Label Reviewer saves segmentations as .nrrd, whose segments have lost their names: the params have them.
+        names = segments or sent_names(info) if suffix == SEGMENTATION else sent_names(info) or segments
+        return cls(path, suffix, label, names, info, **others, box=bool(segments) or suffix == SEGMENTATION)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def save(
     # Clients read a model's label by the names in its reply, so that its values stay.
     known = library.known if sent.source == "client" else {name: value for value, name in sent.names.items()}
     naming = name_labels(sent.names, present, known, sent.info.get("complete"))
-    stored = naming.table[place(sent.label, image, box=sent.suffix == SEGMENTATION)]
+    stored = naming.table[place(sent.label, image, box=sent.box)]
     if sent.source == "client" and not naming.complete and not stored.any():
         raise InputError(EMPTY)
     label = image.with_voxels(stored)
@@ -101,13 +107,24 @@ def save(
         model=_own_model(sent.info) or model,
         unknown=naming.unknown,
     )
-    with library.staged(image_id, tag, ".nrrd" if sent.suffix == SEGMENTATION else sent.suffix) as path:
+    with library.staged(image_id, tag, _suffix(library, image_id, tag, sent)) as path:
         write_volume(label, path)
         if sent.suffix == SEGMENTATION:  # segments that overlap are one labelmap now
             shutil.copyfile(sent.path, path.with_name(f"sent{SEGMENTATION}"))
         record = library.publish(path, image_id, tag, facts)
     parent = next((other for other in library.versions(image_id, tag) if other.version == record.parent), None)
     return Saved(record, (*naming.notes, *_about(record, parent)))
+
+
+def _suffix(library: Library, image_id: str, tag: str, sent: Sent) -> str:
+    """How the stored file is named: as it was sent, but beside a final label like that.
+
+    MONAI Label Reviewer gives each version of a label the name of the final one, and 3D Slicer reads by the name.
+    """
+    final = library.file(image_id) if tag != FINAL else None
+    if final is not None:
+        return next(suffix for suffix in SUFFIXES if final.name.endswith(suffix))
+    return ".nrrd" if sent.suffix == SEGMENTATION else sent.suffix
 
 
 def _seconds(sent: Sent, times: Sequence[datetime], before: LabelRecord | None) -> float | None:
