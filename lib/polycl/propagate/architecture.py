@@ -98,7 +98,7 @@ ARCHITECTURES: dict[str, Sam2Config] = {
     # Convolutions, because on a CPU they train five times faster than a Hiera; few channels where pixels are many; the
     # width of SAM, whose prompts and decoder it starts from; one mask, because the seed says which.
     "ct": Sam2Config(
-        image_size=384,
+        image_size=256,
         trunk=ConvolutionalTrunkConfig(widths=(24, 56, 128, 240), layers=(1, 2, 3, 1)),
         width=256,
         memory_width=64,

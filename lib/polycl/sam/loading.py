@@ -10,7 +10,7 @@ from polycl.sam.engine import Engine, Recipe
 if TYPE_CHECKING:
     from polycl.settings import Settings
 
-PREFERRED = ("polycl-sam2-ct", "mobile-sam")
+PREFERRED = ("mobile-sam", "polycl-sam2-ct")
 """The engine where none is named: the first whose weights are here."""
 SAM2 = "sam2"
 MEDSAM = Recipe(photographic=False, keep_aspect=False, several=False)

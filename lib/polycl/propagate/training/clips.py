@@ -63,7 +63,7 @@ class ClipRules:
     far: float = 0.3
     far_slices: tuple[int, int] = (4, 24)
     two: float = 0.15
-    ending: float = 0.3
+    ending: float = 0.5
     told: float = 0.25
     groups: dict[str, float] = field(default_factory=lambda: {"phantom": 0.3})
     gaps_mm: tuple[float, float] = (1.5, 7.0)

@@ -19,7 +19,7 @@ class LossWeights:
     dice: float = 1.0
     edge: float = 3.0
     iou: float = 0.1
-    presence: float = 0.4
+    presence: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,12 @@ class Recipe:
     clips: ClipRules = field(default_factory=ClipRules)
     loss: LossWeights = field(default_factory=LossWeights)
     distillation: Distillation = field(default_factory=Distillation)
-    stages: tuple[Stage, ...] = (Stage(250, 384, 6, 1, 4), Stage(500, 256, 4, 4, 2), Stage(150, 384, 2, 5, 2))
+    stages: tuple[Stage, ...] = (
+        Stage(250, 384, 6, 1, 4),
+        Stage(1250, 192, 6, 4, 2),
+        Stage(500, 256, 4, 5, 2),
+        Stage(120, 384, 2, 5, 2),
+    )
     learning_rate: float = 8e-4
     weight_decay: float = 0.02
     warm_up: int = 50
