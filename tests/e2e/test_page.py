@@ -253,7 +253,7 @@ def test_what_to_label_next(site: Site, browser: Browser) -> None:
 def test_runs_with_curves_and_reasons(site: Site, browser: Browser) -> None:
     page = site.visit(browser)
     training = page.get_by_role("region", name="Training", exact=True)
-    expect(training.get_by_role("article", name="Training of tiny, failed")).to_contain_text(FAILED)
+    expect(training.get_by_role("article", name="Training of tiny, failed")).to_contain_text(FAILED, ignore_case=True)
     expect(training.get_by_role("article", name="Training of tiny, not published")).to_contain_text(REFUSED)
     newest = training.get_by_role("article", name="Training of tiny, published")
     expect(newest).to_contain_text(BETTER)
@@ -355,7 +355,7 @@ def test_pre_training_makes_an_encoder(site: Site, browser: Browser) -> None:
 def test_what_is_refused_says_why(sites: dict[str, Site], browser: Browser) -> None:
     page = sites["empty"].visit(browser)
     page.get_by_role("button", name="Train", exact=True).click()
-    expect(page.get_by_role("alert")).to_contain_text("there is no label to train on")
+    expect(page.get_by_role("alert")).to_contain_text("There is no label to train on")
 
 
 def test_an_empty_server(sites: dict[str, Site], browser: Browser) -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +15,12 @@ from polycl.monailabel.jobs import Job, check, working
 from polycl.server.queue import STREAK, FairQueue, Full, Ticket
 
 pytestmark = pytest.mark.unit
+
+
+def run(scene: Coroutine[Any, Any, None]) -> None:
+    """In a thread of its own: a browser that another test keeps open has an event loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, scene).result()
 
 
 def works(tickets: list[Ticket]) -> list[Ticket]:
@@ -125,7 +134,7 @@ def test_a_closed_queue_tells_those_who_wait() -> None:
         queue.leave(working_now)
         assert (queue.running, queue.waiting) == (0, 0)
 
-    asyncio.run(scene())
+    run(scene())
 
 
 def test_who_is_cancelled_while_waiting_leaves() -> None:
@@ -145,7 +154,7 @@ def test_who_is_cancelled_while_waiting_leaves() -> None:
             assert (queue.running, queue.waiting) == (1, 0)
         assert queue.running == 0
 
-    asyncio.run(scene())
+    run(scene())
 
 
 MOVES = st.lists(
