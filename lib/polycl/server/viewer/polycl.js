@@ -6,6 +6,8 @@
 (() => {
   'use strict';
 
+  // Tells this window from another one behind the same address: the server keeps what a client propagated.
+  const CLIENT = `ohif-${Math.random().toString(36).slice(2)}`;
   const TOOLS = { brush: 'CircularBrush', eraser: 'CircularEraser' };
   let services, commands, tools, core;
 
@@ -166,7 +168,7 @@
     if (!voxelsOf(map).includes(segment)) throw new Error(`paint ${name} on a slice first`);
     const { info, file } = await sent(map);
     const params = {
-      label_info: info, selected_label_name: name,
+      label_info: info, selected_label_name: name, client_id: CLIENT,
       result_extension: '.nrrd', result_dtype: 'uint8', result_compress: false,
     };
     const query = new URLSearchParams({ image: map.series, output: 'image' });
