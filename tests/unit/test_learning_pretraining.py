@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from polycl import checkpoints
 from polycl.catalogue import Catalogue
 from polycl.errors import InputError, NotFoundError
-from polycl.learning.runs import Pretraining, Run, Runs
+from polycl.learning.runs import ENDED, Pretraining, Run, Runs
 from polycl.learning.trainer import Busy, Trainer
 from polycl.learning.worker import carry_out
 from polycl.phantom import make_phantom
@@ -96,16 +97,38 @@ def test_an_unknown_segmenter(settings: Settings, store: Path) -> None:
     assert Runs(settings.learning / "runs").all() == []
 
 
+def reaches(run: Run, state: str) -> None:
+    deadline = time.monotonic() + 120
+    while (now := run.events()[-1]).state != state:
+        assert time.monotonic() < deadline
+        assert now.state not in ENDED, now.message
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_a_process_of_its_own_that_is_cancelled(settings: Settings, store: Path) -> None:
     trainer = Trainer(settings, Catalogue.default(settings))
     run = trainer.pretrain("tiny", store, steps=100_000)
-    deadline = time.monotonic() + 120
-    while run.state() != "training":
-        assert time.monotonic() < deadline
-        assert not run.ended, run.events()[-1].message
-        time.sleep(0.1)
+    reaches(run, "training")
     trainer.cancel()
     assert run.state() == "cancelled"
     assert Catalogue.default(settings).names("encoder") == []
+    trainer.close()
+
+
+@pytest.mark.slow
+def test_the_run_after_a_cancelled_one_is_left_alone(
+    settings: Settings, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(settings, Catalogue.default(settings))
+    first = trainer.pretrain("tiny", store, steps=100_000)
+    reaches(first, "training")
+    monkeypatch.setattr("polycl.learning.trainer.POLL_SECONDS", 10)  # whoever cancels looks again two seconds later
+    cancelling = threading.Thread(target=trainer.cancel)
+    cancelling.start()
+    reaches(first, "cancelled")
+    second = trainer.pretrain("tiny", store, steps=100_000)
+    cancelling.join()
+    reaches(second, "training")
+    trainer.cancel()
     trainer.close()

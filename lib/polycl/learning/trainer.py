@@ -123,7 +123,7 @@ class Trainer:
         if run is None:
             return None
         run.cancel()
-        self._stop()
+        self._stop(run)
         _end(run, "cancelled")
         return run
 
@@ -226,21 +226,23 @@ class Trainer:
         if not self._closing.is_set():
             self._on_end(run)
 
-    def _stop(self) -> None:
-        """Stop the process that trains now, if there is one: in order, or by force after a while."""
+    def _stop(self, run: Run | None = None) -> None:
+        """Stop the process that trains now, or only one of `run`: in order, or by force after a while."""
         for how in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + STOP_SECONDS
-            while (process := self._worker()) is not None and time.monotonic() < deadline:
+            while (process := self._worker(run)) is not None and time.monotonic() < deadline:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(how)
                 time.sleep(POLL_SECONDS / 5)
 
-    def _worker(self) -> psutil.Process | None:
-        """The process that trains, or is about to. Not one that only has the number of an earlier one."""
+    def _worker(self, run: Run | None) -> psutil.Process | None:
+        """The process that trains `run` (any, if None), or is about to. Not one that has an earlier one's number."""
         mine = self._process.pid if self._process is not None and self._process.poll() is None else None
-        for number in (self.runs.worker(), mine):
+        for number in filter(None, (self.runs.worker(), mine)):
             with contextlib.suppress(psutil.Error):
-                if number and MODULE in (process := psutil.Process(number)).cmdline():
+                process = psutil.Process(number)
+                command = process.cmdline()
+                if MODULE in command and (run is None or Path(command[-1]).name == run.id):
                     return process
         return None
 
