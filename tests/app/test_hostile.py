@@ -57,8 +57,8 @@ def labels(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """Every file of the store but MONAI Label's index, which notes times."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    """Every file but MONAI Label's index, which notes times, and scores, which servers compute when they please."""
+    files = [path for path in folder.rglob("*") if "acquisition" not in path.parts and path.is_file()]
     return {str(path): path.read_bytes() for path in files if path.name not in ("datastore_v2.json", ".lock")}
 
 

@@ -122,8 +122,11 @@ def test_refine_says_no_in_one_line(run: Run, files: tuple[Path, Path, Path], tm
     assert not out.exists()
 
 
-def test_refine_without_weights_fails_and_says_how_to_get_them(run: Run, files: tuple[Path, Path, Path]) -> None:
+def test_refine_without_weights_fails_and_says_how_to_get_them(
+    run: Run, files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     image, mask, out = files
+    monkeypatch.setattr("polycl.sam.default_engine", lambda settings: None)  # as if nothing shipped
     refused(run("refine", image, "--mask", mask, "-o", out), "polycl models fetch")
     refused(run("refine", image, "--mask", mask, "-o", out, "--model", "mobile-sam"), "mobile-sam", "missing")
     refused(run("refine", image, "--mask", mask, "-o", out, "--model", "sam9"), "sam9", "mobile-sam")

@@ -302,7 +302,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def test_engines_are_found_by_name_and_missing_weights_say_where_to_put_them(empty: Settings) -> None:
-    assert default_engine(empty) is None
+    assert default_engine(empty) == "polycl-sam2-ct"  # which ships
     with pytest.raises(ModelError, match=r"encoder\.onnx and decoder\.onnx with `polycl models fetch mobile-sam`") as e:
         load_engine("mobile-sam", empty)
     assert str(empty.models / "mobile_sam") in e.value.hint
@@ -318,7 +318,7 @@ def test_weights_are_found_in_a_folder_or_in_its_own_sub_folder(empty: Settings,
     folder.mkdir(parents=True)
     (folder / "encoder.onnx").write_bytes(b"altered")
     site = Settings(state=empty.state, weights=tmp_path / "weights")
-    assert default_engine(site) is None
+    assert default_engine(site) == "polycl-sam2-ct"
     (folder / "decoder.onnx").write_bytes(b"altered")
     assert default_engine(site) == "mobile-sam"
     with pytest.raises(ModelError, match="is expected"):
