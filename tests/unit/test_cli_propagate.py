@@ -132,14 +132,18 @@ def test_a_region_of_interest_in_voxels_of_the_file(run: Run, engine: FakeSam2, 
     assert list(np.flatnonzero(found.any(axis=(0, 1)))) == list(range(10, 16))
 
 
-def test_what_a_segmenter_knows_by_name(run: Run, engine: FakeSam2, files: tuple[Path, Path, Path]) -> None:
-    """The tiny segmenter is asked about the liver alone, and what it knows is named where no label is."""
+def test_a_segmenter_may_help(run: Run, engine: FakeSam2, files: tuple[Path, Path, Path]) -> None:
+    """The tiny segmenter, with random weights, recognises nothing; whether it is asked is the caller's choice."""
     image, seed, output = files
-    command = ["propagate", image, "--seed", seed, "--seed-slice", "auto", "-o", output, "--model", "fake"]
-    assert run(*command, "--guide", "tiny", "--label", "1=liver")[0] == 0
-    code, _, err = run(*command, "--guide", "tiny")
+    command = ["propagate", image, "--seed", seed, "--seed-slice", "auto", "-o", output, "--model", "fake", "--json"]
+    for guide in ("tiny", "auto", "none"):
+        code, text, _ = run(*command, "--guide", guide)
+        assert code == 0
+        assert json.loads(text)["recognised"] == {}
+    code, _, err = run(*command, "--guide", "nobody")
     assert code == 1
-    assert "tiny knows none of the labels by name; it knows liver, spleen. Name a label with --label ID=NAME" in err
+    assert "'nobody'" in err
+    assert "tiny" in err
 
 
 @pytest.mark.parametrize(

@@ -334,18 +334,3 @@ class TestLimits:
             session.run()
             encoded = engine.encoded
         assert encoded < 40
-
-    def test_a_guide_stops_an_overrun(self, engine: FakeSam2) -> None:
-        """The table below the patient is as bright; the segmenter knows where the organ ends."""
-        column = cylinder(30, 25, 8, 10, 40)
-        image = ct(column)
-        guide = image.with_voxels((column & (Z < 24)).astype(np.uint8))
-        session = Propagation(image, engine, guide={1: guide})
-        session.put(1, {15: Seed(column[:, :, 15])})
-        found = session.run().voxels == 1
-        assert np.flatnonzero(found.any(axis=(0, 1)))[-1] == 23
-
-    def test_a_guide_of_another_grid_is_refused(self, engine: FakeSam2) -> None:
-        other = Volume(np.zeros((3, 3, 3), np.uint8), np.eye(4))
-        with pytest.raises(InputError, match="the segmenter's result is not on the grid"):
-            Propagation(ct(BODY), engine, guide={1: other})

@@ -14,6 +14,8 @@ from polycl.errors import InputError, NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from polycl.catalogue import Catalogue, Entry
+    from polycl.propagate.guides import Guide as Helper
     from polycl.propagate.header import FrameConfig
     from polycl.propagate.parameters import PropagateParameters
     from polycl.propagate.seeds import Choice, Found
@@ -47,7 +49,8 @@ Box = Annotated[
     str | None, typer.Option("--roi", help="Stay within i0,i1,j0,j1,k0,k1: voxels of the image, the ends left out.")
 ]
 Guide = Annotated[
-    str | None, typer.Option(help="A segmenter that helps to tell where the labels that it knows by name end.")
+    str,
+    typer.Option(help="A segmenter that helps with what it recognises; auto, any of the catalogue; or none."),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A parameter of the propagation, as NAME=VALUE; may be repeated.")
@@ -64,7 +67,7 @@ def propagate(
     size: Size = None,
     window: Window = None,
     roi: Box = None,
-    guide: Guide = None,
+    guide: Guide = "auto",
     parameter: Set = None,
     series: options.Series = None,
     any_values: options.AnyValues = False,
@@ -90,10 +93,10 @@ def propagate(
     box = None if roi is None else parse_roi(roi, volume)
     clock.append(time.perf_counter())
     engine = load_propagator(model, settings, size=size)
-    known = {} if guide is None else _guide(guide, volume, names, settings)
+    guides = _guides(guide, volume, settings)
     clock.append(time.perf_counter())
     frames = _frames(engine.frames, window, volume)
-    session = Propagation(volume, engine, parameters=how, frames=frames, roi=box, guide=known)
+    session = Propagation(volume, engine, parameters=how, frames=frames, roi=box, guides=guides)
     session.put_found(found)
     with options.progress("Propagating slices") as report:
         result = session.run(report)
@@ -106,7 +109,9 @@ def propagate(
         stages = ("read", "load", "propagate", "write")
         seconds = {stage: round(b - a, 3) for stage, a, b in zip(stages, clock[:-1], clock[1:], strict=True)}
         counts = {name: len(found.seeds[index]) for name, index in named.items()}
+        known = {name: session.recognised[index] for name, index in named.items() if index in session.recognised}
         done = {"output": str(output), "model": engine.name, "labels": named, "seed_slices": counts}
+        done["recognised"] = {name: {"by": one.guide, "as": one.label} for name, one in known.items()}
         options.print_json(done | {"volumes_ml": millilitres, "seconds": seconds})
     else:
         organs = ", ".join(f"{name} {ml:.0f} ml" for name, ml in millilitres.items())
@@ -225,20 +230,19 @@ def _frames(frames: FrameConfig, window: str | None, volume: Volume) -> FrameCon
     return frames.model_copy(update={"windows": (seen_through(choice, volume.window),)})
 
 
-def _guide(name: str, volume: Volume, names: Mapping[int, str], settings: Settings) -> dict[int, Volume]:
-    """By id, where the segmenter called `name` finds the labels that it knows by their names."""
+def _guides(name: str, volume: Volume, settings: Settings) -> list[Helper]:
+    """The segmenters that may help: one by its name, with `auto` all whose weights are here, with `none` none."""
     from polycl.catalogue import Catalogue
+    from polycl.propagate.guides import SegmenterGuide
     from polycl.segmenter import Segmenter
 
-    entry = Catalogue.default(settings).entry(name, "segmenter")
-    segmenter = Segmenter.load(entry.path, sha256=entry.sha256, device=settings.device, precision=settings.precision)
-    known = {index: label for index, label in names.items() if label in segmenter.header.labels}
-    if not known:
-        raise NotFoundError(
-            f"{name} knows none of the labels by name; it knows {', '.join(segmenter.header.labels)}. "
-            "Name a label with --label ID=NAME"
-        )
-    with options.progress("Segmenting slices") as report:
-        result = segmenter.segment(volume, list(known.values()), report)
-    ids = segmenter.header.labels
-    return {index: result.with_voxels(result.voxels == ids[label]) for index, label in known.items()}
+    catalogue = Catalogue.default(settings)
+    entries = [] if name == "none" else [catalogue.entry(name, "segmenter")] if name != "auto" else _here(catalogue)
+    where = {"device": settings.device, "precision": settings.precision}
+    loaded = [(entry.name, Segmenter.load(entry.path, sha256=entry.sha256, **where)) for entry in entries]
+    return [SegmenterGuide(segmenter, known, volume.canonical()) for known, segmenter in loaded]
+
+
+def _here(catalogue: Catalogue) -> list[Entry]:
+    entries = [catalogue.entry(name, "segmenter") for name in catalogue.names("segmenter")]
+    return [entry for entry in entries if entry.path.is_file()]

@@ -3,7 +3,7 @@
 `polycl-propagate` starts from clicks and boxes: 3D Slicer's Smart Edit and OHIF's Point Prompts. A client sends all
 points of the object each time; those on other slices are further seeds. `polycl-propagate-painted` starts from painted
 slices: 3D Slicer's Scribbles, which sends all segments each time, OHIF with our script, or a label in the store. What
-differs from our last reply to the same client is a correction; see `polycl.propagate.painted`.
+differs from our last reply to the same client, a segmenter's too, is a correction; see `polycl.propagate.painted`.
 """
 
 import time
@@ -21,7 +21,7 @@ from polycl.labels.record import ModelVersion
 from polycl.monailabel.click import ClickRequest, roi_of
 from polycl.monailabel.drawings import MAX_TEXT, read_drawing
 from polycl.monailabel.infer import middle_slice, organ_volumes
-from polycl.monailabel.propagations import Choices, Propagations, Session
+from polycl.monailabel.propagations import ANY_GUIDE, NO_GUIDE, Choices, Propagations, Session
 from polycl.monailabel.request import ImageRequest
 from polycl.monailabel.work import Running, owner
 from polycl.propagate.clicked import corrected, from_click
@@ -34,7 +34,7 @@ from polycl.volume import Volume
 from polycl.window import HEADER, WINDOWS, window_from
 
 CLICKED, PAINTED = "polycl-propagate", "polycl-propagate-painted"
-AS_TRAINED, NO_GUIDE = "as trained", "none"
+AS_TRAINED = "as trained"
 SIZES = range(64, 1025)
 
 
@@ -72,7 +72,7 @@ class PropagateTask(InferTask):  # type: ignore[misc, unused-ignore]
     def __init__(self, name: str, kind: InferType, what: str, shared: Propagations, config: dict[str, Any]) -> None:
         offered = {
             "engine": list(shared.engines.names),
-            "guide": [NO_GUIDE, *shared.segmenters],
+            "guide": [ANY_GUIDE, NO_GUIDE, *shared.segmenters],
             "window": [AS_TRAINED, *WINDOWS, HEADER],
             "size": 0,
         }
@@ -87,7 +87,7 @@ class PropagateTask(InferTask):  # type: ignore[misc, unused-ignore]
         """A file of 0 and 1 in the image's own voxel order, and the reply's params."""
         running = Running(owner(), asked.client, self.name, asked.label)
         with self._shared.work.run(running):
-            engine = self._shared.prepare(asked.choices, asked.label)
+            engine = self._shared.prepare(asked.choices)
             loaded = time.perf_counter()
             image = self._runtime.images.get(asked.image, asked.allow_any_values)
             read = time.perf_counter()
@@ -137,7 +137,8 @@ class PropagateClicksTask(PropagateTask):
                 if more := corrected(found, clicked.outside):
                     seeds = seeds | more
                     found = carry_seeds(Found({OBJECT: seeds}, {}))
-            return Answer(found, {"seed_slices": sorted(seeds), "notes": []})
+                known = told_of(session)
+            return Answer(found, {"seed_slices": sorted(seeds), "recognised": known, "notes": []})
 
         return self._answered(asked, started, carry)
 
@@ -164,14 +165,23 @@ class PropagatePaintedTask(PropagateTask):
             image.require_same_grid(drawing.labels, "the label")
             painted, limits = drawing.painted(), _limits(request, image)
             with self._session(running, image) as session:
-                found, changed = session.history.seeds(painted, image)
-                result = self._shared.carry(session, asked.choices, engine, running, found, limits)
-                session.history.replied(painted, found, result.canonical().voxels == OBJECT)
-            notes = [note.replace(f"label {OBJECT}", asked.label) for note in found.notes]
-            seeds = sorted(found.seeds[OBJECT])
-            return Answer(result, {"seed_slices": seeds, "corrected_slices": changed, "notes": notes})
+                segmented = self._runtime.segmentations.shown(running.owner, image, asked.label)
+                meant = session.history.seeds(painted, image, segmented)
+                result = self._shared.carry(session, asked.choices, engine, running, meant.found, limits)
+                session.history.replied(painted, meant, result.canonical().voxels == OBJECT)
+                known = told_of(session)
+            notes = [note.replace(f"label {OBJECT}", asked.label) for note in meant.found.notes]
+            seeds = sorted(meant.found.seeds[OBJECT])
+            told = {"seed_slices": seeds, "corrected_slices": meant.changed, "recognised": known, "notes": notes}
+            return Answer(result, told)
 
         return self._answered(asked, started, carry)
+
+
+def told_of(session: Session) -> dict[str, str] | None:
+    """Which segmenter recognised the object, and as what; None if none did."""
+    known = session.propagation.recognised.get(OBJECT) if session.propagation else None
+    return None if known is None else {"by": known.guide, "as": known.label}
 
 
 def _choices(request: Mapping[str, Any]) -> Choices:
@@ -185,7 +195,7 @@ def _choices(request: Mapping[str, Any]) -> Choices:
         engine=_name(request, "engine", ""),
         size=_size(request.get("size")),
         window=None if window in (None, "", AS_TRAINED) else window_from(window),
-        guide=_name(request, "guide", NO_GUIDE),
+        guide=_name(request, "guide", "") or ANY_GUIDE,
         how=PropagateParameters(**given),
     )
 

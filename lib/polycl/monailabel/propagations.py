@@ -9,16 +9,18 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from polycl import devices
-from polycl.errors import InputError, NotFoundError
+from polycl.errors import InputError, ModelError, NotFoundError
+from polycl.monailabel.current import Loaded
 from polycl.monailabel.infer import Runtime, SegmentTask
 from polycl.monailabel.propagators import Propagators
 from polycl.monailabel.work import Running, Work
 from polycl.propagate.engine import VideoEngine
-from polycl.propagate.painted import OBJECT, History
+from polycl.propagate.guides import SegmenterGuide
+from polycl.propagate.painted import History
 from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.seeds import Found
 from polycl.propagate.session import Propagation, Roi
@@ -31,16 +33,20 @@ IMAGE_BYTES = 1 << 30
 """Of images that sessions hold on to, together."""
 EXPIRY_S = 3600.0
 WAIT_S = 0.05
+ANY_GUIDE, NO_GUIDE = "auto", "none"
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a client may choose. None: the default model, its usual size, the windows it was trained with, no guide."""
+    """What a client may choose. None: the default model, its usual size, the windows it was trained with.
+
+    `guide` is a segmenter, `ANY_GUIDE` for whichever recognises the object, or `NO_GUIDE`.
+    """
 
     engine: str | None = None
     size: int | None = None
     window: Window | FromHeader | None = None
-    guide: str | None = None
+    guide: str = ANY_GUIDE
     how: PropagateParameters = field(default_factory=PropagateParameters)
 
 
@@ -99,10 +105,11 @@ class Propagations:
         self.sessions, self.work = Sessions(), Work()
         self._features = EmbeddingCache(runtime.settings.embedding_memory)
 
-    def prepare(self, choices: Choices, label: str) -> VideoEngine:
+    def prepare(self, choices: Choices) -> VideoEngine:
         """The network to use; refuses choices that cannot be, before anything is computed."""
-        if choices.guide is not None:
-            self._guide_for(choices.guide, label)
+        if choices.guide not in (ANY_GUIDE, NO_GUIDE, *self.segmenters):
+            there = ", ".join((ANY_GUIDE, NO_GUIDE, *self.segmenters))
+            raise NotFoundError(f"no segmenter is called {choices.guide!r} here; guide may be {there}")
         return self.engines.named(choices.engine, choices.size)
 
     def carry(
@@ -131,7 +138,7 @@ class Propagations:
         device = str(devices.choose(self.runtime.settings.device, self.runtime.settings.precision).device)
         try:
             with _held(self.runtime.device_lock(device), check):
-                propagation = self._propagation(session, choices, engine, roi, check)
+                propagation = self._propagation(session, choices, engine, roi)
                 propagation.replace(found)
                 return propagation.run(step)
         except MemoryError:
@@ -152,21 +159,15 @@ class Propagations:
         with _held(session.lock, check):
             yield session
 
-    def _propagation(
-        self, session: Session, choices: Choices, engine: VideoEngine, roi: Roi | None, check: Callable[[], None]
-    ) -> Propagation:
-        guide = None if choices.guide is None else self._guide_for(choices.guide, session.label).model()
+    def _propagation(self, session: Session, choices: Choices, engine: VideoEngine, roi: Roi | None) -> Propagation:
+        guides = self._guides(choices.guide)
         frames = engine.frames
         if choices.window is not None:
             frames = frames.model_copy(update={"windows": (seen_through(choices.window, session.image.window),)})
-        version = guide and (guide.name, guide.sha256)
-        made_for = (engine.name, engine.sha256, engine.size, frames, choices.how, version, roi)
+        versions = tuple(guide.sha256 for guide in guides)
+        made_for = (engine.name, engine.sha256, engine.size, frames, choices.how, versions, roi)
         if session.propagation is None or session.made_for != made_for:
-            known = {}
-            if guide is not None:
-                value = guide.segmenter.header.labels[session.label]
-                result = guide.segmenter.segment(session.image, [session.label], lambda done, total: check())
-                known = {OBJECT: result.with_voxels(result.voxels == value)}
+            image = session.image.canonical()
             session.propagation = Propagation(
                 session.image,
                 engine,
@@ -174,19 +175,20 @@ class Propagations:
                 parameters=choices.how,
                 frames=frames,
                 roi=roi,
-                guide=known,
+                guides=[SegmenterGuide(guide.segmenter, guide.name, image) for guide in guides],
             )
             session.made_for = made_for
         return session.propagation
 
-    def _guide_for(self, name: str, label: str) -> SegmentTask:
-        task = self.segmenters.get(name)
-        if task is None:
-            there = ", ".join(self.segmenters) or "none"
-            raise NotFoundError(f"no segmenter is called {name!r} here; there are: {there}")
-        if label not in task.labels:
-            raise NotFoundError(f"{name} does not know {label!r}; it knows {', '.join(task.labels)}")
-        return task
+    def _guides(self, name: str) -> list[Loaded]:
+        """The live versions that may help. One that cannot be loaded is left out, unless it is the one asked for."""
+        if name not in (ANY_GUIDE, NO_GUIDE):
+            return [self.segmenters[name].model()]
+        loaded = []
+        for task in self.segmenters.values() if name == ANY_GUIDE else ():
+            with suppress(ModelError):
+                loaded.append(task.model())
+        return loaded
 
 
 @contextmanager

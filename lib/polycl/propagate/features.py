@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from polycl.propagate.engine import Features, VideoEngine
 from polycl.propagate.frames import FrameGrid
+from polycl.propagate.guides import Guides
 from polycl.propagate.header import FrameConfig
 from polycl.propagate.parameters import PropagateParameters
 from polycl.sam.embeddings import EmbeddingKey
@@ -44,7 +42,7 @@ class Scene:
         frames: how slices become frames.
         cache: where features are kept.
         how: the parameters.
-        guide: by label, where a segmenter finds it: bool, canonical [X, Y, Z].
+        guides: segmenters that may know the objects.
     """
 
     volume: Volume
@@ -53,7 +51,7 @@ class Scene:
     frames: FrameConfig
     cache: Cache
     how: PropagateParameters
-    guide: Mapping[int, NDArray[np.bool_]]
+    guides: Guides
 
     @property
     def plane(self) -> tuple[int, int]:

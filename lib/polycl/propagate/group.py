@@ -13,6 +13,7 @@ from polycl.propagate.ending import Ending, Looks
 from polycl.propagate.engine import FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
 from polycl.propagate.frames import Box, FrameGrid, Region
+from polycl.propagate.guides import likeness, share
 from polycl.propagate.runs import Mark, Run, plan
 from polycl.propagate.seeds import Seed, union
 from polycl.propagate.sweep import Found, Lane, Sweep
@@ -87,9 +88,10 @@ class Group:
     def run(self, visited: Callable[[int], None]) -> bool:
         """Carry out what is pending; False if an object grew out of the region, which is larger now: begin again."""
         self._prompt(visited)
+        self._ask_guides(lambda: visited(0))
         lanes = [self._lane(run) for run in self.pending()]
         rim = self.grid.rim(self._side) & (not self.fixed)
-        sweep = Sweep(self.scene.engine, self.features, self.scene.volume.shape[2], self._known(), self._values, rim)
+        sweep = Sweep(self.scene.engine, self.features, self.scene.volume.shape[2], self._find, self._values, rim)
         outgrown = sweep.run(lanes, visited)
         if outgrown is None:
             self._results.update({lane.run: lane.found() for lane in lanes})
@@ -141,9 +143,23 @@ class Group:
         start: NDArray[np.bool_] = (tracked[run.start].logits > 0).cpu().numpy()
         looks = Looks.of(self._values(run.start.z), start)
         ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges, looks)
-        return Lane(
-            run, ending, tracked[run.start].logits.half().cpu(), {mark: one.memory for mark, one in tracked.items()}
-        )
+        memories = {mark: one.memory for mark, one in tracked.items()}
+        return Lane(run, ending, tracked[run.start].logits.half().cpu(), memories, self._share(run))
+
+    def _share(self, run: Run) -> float:
+        """How much of a say a segmenter has in a run, by how well it agrees with the seeds of it."""
+        found = {mark: self._find(run.label, mark.z) for mark in run.marks}
+        return share([likeness(one, self._mask(run.label, mark)) for mark, one in found.items() if one is not None])
+
+    def _mask(self, label: int, mark: Mark) -> NDArray[np.bool_]:
+        """A seed as the network took it, over the frame."""
+        mask: NDArray[np.bool_] = (self._prompted[label, mark].logits > 0).cpu().numpy()
+        return mask
+
+    def _ask_guides(self, check: Callable[[], None]) -> None:
+        for label, seeds in self.seeds.items():
+            seen = {mark.z: self._mask(label, mark) for mark in seeds if mark.present}
+            self.scene.guides.ask(label, seen, self._on_frame, check)
 
     def _prompt(self, visited: Callable[[int], None]) -> None:
         """Ask the network about seeds that it has not seen, slice by slice."""
@@ -171,16 +187,15 @@ class Group:
         points = self.grid.points(seed.points) if len(seed.points) else None
         return FramePrompt(points=points, labels=seed.labels if points is not None else None, box=box)
 
-    def _known(self) -> Callable[[int, int], NDArray[np.bool_] | None]:
-        small, guide = FrameGrid(self.region, self._side, self.grid.shape), self.scene.guide
+    def _find(self, label: int, z: int) -> NDArray[np.bool_] | None:
+        """What a segmenter finds of a label on a slice, over the frame; None if none knows it."""
+        plane = self.scene.guides.find(label, z)
+        return None if plane is None else self._on_frame(plane)
 
-        def known(label: int, z: int) -> NDArray[np.bool_] | None:
-            if label not in guide:
-                return None
-            found: NDArray[np.bool_] = small.masks(guide[label][None, :, :, z])[0, 0].numpy() > 0
-            return found
-
-        return known
+    def _on_frame(self, plane: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        small = FrameGrid(self.region, self._side, self.grid.shape)
+        seen: NDArray[np.bool_] = small.masks(plane[None])[0, 0].numpy() > 0
+        return seen
 
     def _values(self, z: int) -> NDArray[np.float32]:
         """HU of a slice at the pixels of masks."""

@@ -12,7 +12,7 @@ Concurrency: one call at a time, the others wait.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from polycl.propagate.engine import VideoEngine
 from polycl.propagate.features import Cache, Scene
 from polycl.propagate.frames import Box, Region, longest
 from polycl.propagate.group import Group
+from polycl.propagate.guides import Guide, Guides, Recognised
 from polycl.propagate.header import FrameConfig
 from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.runs import Mark
@@ -51,7 +52,7 @@ class Propagation:
         frames: FrameConfig | None = None,
         roi: Roi | None = None,
         region: Region | None = None,
-        guide: Mapping[int, Volume] | None = None,
+        guides: Sequence[Guide] = (),
     ) -> None:
         """For a CT in HU with any axis order.
 
@@ -63,7 +64,7 @@ class Propagation:
             frames: how slices become frames; as the network was trained if None.
             roi: nothing is looked at or found outside of it.
             region: what frames show, for all objects; chosen by the seeds if None.
-            guide: by label, where a segmenter finds it (not 0), on the volume's grid: it helps to tell where it ends.
+            guides: segmenters of the volume in canonical axes; one that knows an object helps to follow it.
         """
         self.volume, self.engine = volume, engine
         self.how = parameters or PropagateParameters()
@@ -75,7 +76,7 @@ class Propagation:
             frames or engine.frames,
             EmbeddingCache(CACHE_BYTES) if cache is None else cache,
             self.how,
-            {label: self._known(one) for label, one in (guide or {}).items()},
+            Guides(guides),
         )
         self._roi = None if roi is None else _within(roi, self._canonical)
         self._region = region
@@ -91,6 +92,11 @@ class Propagation:
     def labels(self) -> list[int]:
         """Labels that have seeds."""
         return sorted(label for group in self._groups for label in group.seeds)
+
+    @property
+    def recognised(self) -> dict[int, Recognised]:
+        """By label, which guide knows the object; known once it was run."""
+        return dict(self._scene.guides.recognised)
 
     def put(self, label: int, seeds: Mapping[int, Seed]) -> None:
         """Add seeds of `label` by canonical slice; on a slice that has one the new one counts.
@@ -154,6 +160,7 @@ class Propagation:
         for group in self._groups:
             group.remove(label, z)
         self._groups = [group for group in self._groups if group.seeds]
+        self._scene.guides.forget(self.labels)
         self._painted = {one: mask for one, mask in self._painted.items() if one in self.labels}
 
     def _put(self, seeds: Mapping[int, Mapping[int, Seed]]) -> None:
@@ -233,10 +240,6 @@ class Propagation:
 
     def _longest(self, box: Box | None) -> float:
         return 0.0 if box is None else longest(box, self._canonical)
-
-    def _known(self, guide: Volume) -> NDArray[np.bool_]:
-        self.volume.require_same_grid(guide, "the segmenter's result")
-        return guide.canonical().voxels != 0
 
     def _check_room(self) -> None:
         """InputError where what is found would take more memory than it may: float16 logits for each slice."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from polycl.propagate.ending import Ending
 from polycl.propagate.engine import Memory, Recall, Tracked, VideoEngine
 from polycl.propagate.features import SliceFeatures
+from polycl.propagate.guides import blended
 from polycl.propagate.runs import Mark, Run, recall
 
 Known = Callable[[int, int], NDArray[np.bool_] | None]
@@ -29,6 +30,7 @@ class Lane:
     ending: Ending
     start: torch.Tensor
     seeds: Mapping[Mark, Memory]
+    share: float = 0.0
     done: int = 0
     last: dict[int, Memory] = field(default_factory=dict)
     logits: list[torch.Tensor] = field(default_factory=list)
@@ -48,13 +50,19 @@ class Lane:
     def take(
         self, result: Tracked, remembered: int, known: NDArray[np.bool_] | None, values: NDArray[np.float32]
     ) -> bool:
-        """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on."""
+        """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on.
+
+        What a segmenter finds is blended in by its `share`; without one it has no say in where the object ends either.
+        """
+        logits, trusted = result.logits.float().cpu(), known if self.share else None
+        if trusted is not None:
+            logits = blended(logits, trusted, self.share)
         self.last[self.z] = result.memory
         self.last.pop(self.z - remembered * self.run.step, None)
-        self.logits.append(result.logits.half().cpu())
+        self.logits.append(logits.half())
         self.done += 1
-        mask: NDArray[np.bool_] = (result.logits > 0).cpu().numpy()
-        return self.ending.goes_on(mask, known, values) and self.done < len(self.run.slices)
+        mask: NDArray[np.bool_] = (logits > 0).numpy()
+        return self.ending.goes_on(mask, trusted, values) and self.done < len(self.run.slices)
 
     def found(self) -> Found:
         """The slices that count."""

@@ -1,0 +1,153 @@
+"""Segmenters that recognise what is propagated: who is asked what, and how much of a say they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fake_sam2 import FakeSam2
+from polycl.errors import Cancelled
+from polycl.propagate.guides import SegmenterGuide, blended, share
+from polycl.propagate.seeds import Seed
+from polycl.propagate.session import Propagation
+from polycl.segmenter import Segmenter
+from polycl.volume import Volume
+
+pytestmark = pytest.mark.unit
+
+SHAPE = (64, 56, 40)
+X, Y, Z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+Mask = NDArray[np.bool_]
+
+
+def cylinder(radius: float, low: int, high: int) -> Mask:
+    return (np.hypot(X - 30, Y - 25) < radius) & (low <= Z) & (high > Z)
+
+
+def ct(bright: Mask) -> Volume:
+    return Volume(np.where(bright, 100, -100).astype(np.int16), np.diag([1.0, 1.0, 2.0, 1.0]))
+
+
+class Known:
+    """Finds what it is told to."""
+
+    def __init__(self, **organs: Mask) -> None:
+        self.name, self.organs, self.asked = "known", organs, 0
+
+    def on_slice(self, z: int) -> Mapping[str, Mask]:
+        return {name: mask[:, :, z] for name, mask in self.organs.items()}
+
+    def everywhere(self, label: str, check: Callable[[], None]) -> Mask:
+        self.asked += 1
+        check()
+        return self.organs[label]
+
+
+COLUMN = cylinder(8, 10, 40)
+ORGAN = cylinder(8, 10, 24)
+"""The table below the patient is as bright as the organ; who knows the organ knows where it ends."""
+
+
+def found(session: Propagation, label: int = 1) -> Mask:
+    return np.asarray(session.run().voxels == label)
+
+
+def last(mask: Mask) -> int:
+    return int(np.flatnonzero(mask.any(axis=(0, 1)))[-1])
+
+
+def test_who_knows_the_object_tells_where_it_ends() -> None:
+    guide = Known(bone=cylinder(3, 0, 40), organ=ORGAN)
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[guide])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    assert last(found(session)) == 23
+    assert (session.recognised[1].guide, session.recognised[1].label) == ("known", "organ")
+    assert guide.asked == 1
+
+
+def test_nobody_is_believed_who_finds_something_else() -> None:
+    other = Known(bone=cylinder(3, 0, 40), fat=~COLUMN)
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[other])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    alone = Propagation(ct(COLUMN), FakeSam2())
+    alone.put(1, {15: Seed(COLUMN[:, :, 15])})
+    np.testing.assert_array_equal(found(session), found(alone))
+    assert session.recognised == {}
+    assert other.asked == 0
+
+
+def test_the_best_of_several_is_asked() -> None:
+    rough, good = Known(organ=cylinder(7, 10, 20)), Known(organ=ORGAN)
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[rough, good])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    assert last(found(session)) == 23
+    assert (rough.asked, good.asked) == (0, 1)
+
+
+def test_a_correction_takes_its_say_away() -> None:
+    """Whoever paints the object beyond where the segmenter ends it is right."""
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Known(organ=ORGAN)])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    session.run()
+    session.put(1, {30: Seed(COLUMN[:, :, 30])})
+    corrected = found(session)
+    assert last(corrected) == 39
+    assert corrected[30, 25, 10:40].all()
+
+
+def test_a_guide_is_forgotten_with_its_object() -> None:
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Known(organ=ORGAN)])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    session.run()
+    session.remove(1, 15)
+    assert session.recognised == {}
+    session.put(1, {15: Seed(cylinder(3, 10, 40)[:, :, 15])})
+    session.run()
+    assert session.recognised == {}
+
+
+def test_clicks_are_recognised_too() -> None:
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Known(organ=ORGAN)])
+    session.put(1, {15: Seed(points=np.array([[30.0, 25.0]]), labels=np.array([1]))})
+    assert last(found(session)) == 23
+
+
+def test_who_cancels_is_heard_while_a_segmenter_works() -> None:
+    class Slow(Known):
+        def everywhere(self, label: str, check: Callable[[], None]) -> Mask:
+            cancelled.append(True)
+            return super().everywhere(label, check)
+
+    cancelled: list[bool] = []
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Slow(organ=ORGAN)])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    with pytest.raises(Cancelled):
+        session.run(cancelled=lambda: bool(cancelled))
+
+
+@pytest.mark.parametrize(("agreements", "least", "most"), [((), 0, 0), ((0.7,), 0, 0), ((0.9, 1.0), 0.4, 0.5)])
+def test_its_say_grows_with_agreement(agreements: tuple[float, ...], least: float, most: float) -> None:
+    assert least <= share(agreements) <= most
+    assert share((0.75,)) < share((0.8,)) < share((0.9, 0.9)) < 0.5  # a network that is sure is not overruled
+
+
+def test_an_unsure_network_is_helped_and_a_sure_one_is_not_overruled() -> None:
+    logits = torch.tensor([[2.0, -2.0], [30.0, -1024.0]])
+    guide = np.array([[False, True], [False, True]])
+    assert (blended(logits, guide, 0.45) > 0).tolist() == [[False, True], [True, False]]
+
+
+def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path) -> None:
+    segmenter = Segmenter.load(tiny_checkpoint, device="cpu", precision="fp32")
+    volume = ct(COLUMN)
+    guide = SegmenterGuide(segmenter, "tiny", volume)
+    assert set(guide.on_slice(15)) == set(segmenter.header.labels)
+    assert guide.on_slice(15) is guide.on_slice(15)
+    name = next(iter(segmenter.header.labels))
+    whole = guide.everywhere(name, lambda: None)
+    np.testing.assert_array_equal(whole, segmenter.segment(volume, [name]).voxels == segmenter.header.labels[name])
