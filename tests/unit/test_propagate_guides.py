@@ -130,10 +130,10 @@ def test_who_cancels_is_heard_while_a_segmenter_works() -> None:
         session.run(cancelled=lambda: bool(cancelled))
 
 
-@pytest.mark.parametrize(("agreements", "least", "most"), [((), 0, 0), ((0.7,), 0, 0), ((0.9, 1.0), 0.4, 0.5)])
+@pytest.mark.parametrize(("agreements", "least", "most"), [((), 0, 0), ((0.6,), 0, 0), ((0.9, 1.0), 0.4, 0.5)])
 def test_its_say_grows_with_agreement(agreements: tuple[float, ...], least: float, most: float) -> None:
     assert least <= share(agreements) <= most
-    assert share((0.75,)) < share((0.8,)) < share((0.9, 0.9)) < 0.5  # a network that is sure is not overruled
+    assert share((0.65,)) < share((0.75,)) < share((0.9, 0.9)) < 0.5  # a network that is sure is not overruled
 
 
 def test_an_unsure_network_is_helped_and_a_sure_one_is_not_overruled() -> None:
@@ -148,6 +148,9 @@ def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path
     guide = SegmenterGuide(segmenter, "tiny", volume)
     assert set(guide.on_slice(15)) == set(segmenter.header.labels)
     assert guide.on_slice(15) is guide.on_slice(15)
+    every = segmenter.segment(volume, only=range(0, 40)).voxels
+    for label, index in segmenter.header.labels.items():
+        np.testing.assert_array_equal(guide.on_slice(15)[label], every[:, :, 15] == index)
     name = next(iter(segmenter.header.labels))
     whole = guide.everywhere(name, lambda: None)
     np.testing.assert_array_equal(whole, segmenter.segment(volume, [name]).voxels == segmenter.header.labels[name])

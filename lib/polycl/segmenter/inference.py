@@ -59,6 +59,7 @@ class Segmenter:
         progress: Progress | None = None,
         *,
         crop: bool = True,
+        only: range | None = None,
     ) -> Volume:
         """Label map (uint8, ids as in `header.labels`) of a CT in HU, on the same grid in the caller's own axes.
 
@@ -67,6 +68,7 @@ class Segmenter:
             labels: names to keep; the others become background. All of them if None.
             progress: called after each batch.
             crop: leave out the air around the body, which costs time and holds no organ.
+            only: look at these canonical slices alone; then nothing is known of whole organs, and pieces stay.
         """
         keep = self._ids(labels)
         canonical = volume.canonical()
@@ -75,18 +77,18 @@ class Segmenter:
         grid = SliceGrid.of(canonical, self.header.preprocessing.spacing, STRIDE, crop=crop)
         batch = self.batch_of(grid)
         x0, x1, y0, y1 = grid.box
-        depth = canonical.shape[2]
+        low, high = (only.start, only.stop) if only is not None else (0, canonical.shape[2])
         seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
-        for start in range(0, depth, batch):
-            stop = min(start + batch, depth)
+        for start in range(low, high, batch):
+            stop = min(start + batch, high)
             logits = self.logits(grid.read(canonical, self.header.preprocessing.window, start, stop))
             if self.header.certain:
                 seen += count_certain(logits)
             classes = grid.restore(logits).argmax(dim=1).to(torch.uint8).cpu().numpy()
             out[x0:x1, y0:y1, start:stop] = np.moveaxis(classes, 0, 2)
             if progress is not None:
-                progress(stop, depth)
-        self._clean(out, keep, seen)
+                progress(stop - low, high - low)
+        self._clean(out, keep, seen, only is None)
         return result
 
     @torch.inference_mode()
@@ -121,12 +123,12 @@ class Segmenter:
             )
         return {known[name] for name in (known if labels is None else labels)}
 
-    def _clean(self, out: NDArray[np.uint8], keep: set[int], seen: NDArray[np.int64]) -> None:
+    def _clean(self, out: NDArray[np.uint8], keep: set[int], seen: NDArray[np.int64], whole: bool) -> None:
         for name, index in self.header.labels.items():
             pixels, certain = seen[:, index]
-            if index not in keep or certain < self.header.certain * pixels:
+            if index not in keep or (whole and certain < self.header.certain * pixels):
                 out[out == index] = 0
-            elif name in self.header.largest:
+            elif whole and name in self.header.largest:
                 keep_largest(out, index, self.header.largest[name])
 
 
