@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from polycl.acquisition.scores import Scores
 
-Method = Literal["uncertain", "diverse", "mixed"]
+Method = Literal["first", "random", "uncertain", "diverse", "mixed"]
 LIKELY_CM2 = 1.0
 """A slice with less of anything found is suggested only if there is no other: it may have nothing to outline."""
 TOP = 0.1
@@ -57,6 +57,12 @@ class Candidate:
         embeddings = scores.embeddings[left][embedded]
         return cls(image, scores.numbers[left], scores.disagreement[left], likely, embeddings, embedded)
 
+    @classmethod
+    def unscored(cls, image: str, numbers: NDArray[np.int64], likely: NDArray[np.bool_]) -> Candidate:
+        """An image of which no model said anything: enough for `first` and `random`."""
+        nothing = np.zeros((1, 1), np.float32)
+        return cls(image, numbers, np.zeros(len(numbers), np.float32), likely, nothing, np.zeros(1, np.int64))
+
     @property
     def score(self) -> float:
         """How doubtful the image is."""
@@ -78,17 +84,41 @@ class Pick:
     score: float
 
 
-def choose(method: Method, candidates: Sequence[Candidate], labelled: Array, count: int) -> list[Pick]:
-    """The `count` best picks by a method, the best first, each of another image. `labelled` is `[L, E]`, L >= 0."""
+def choose(
+    method: Method, candidates: Sequence[Candidate], labelled: Array, count: int, seed: int | Sequence[int] = 0
+) -> list[Pick]:
+    """The `count` best picks by a method, the best first, each of another image. `labelled` is `[L, E]`, L >= 0.
+
+    `seed` is for `random` alone.
+    """
+    if method == "first":
+        return in_order(candidates, count)
+    if method == "random":
+        return drawn(candidates, count, seed)
     if method == "uncertain":
         return uncertain(candidates, count)
     return (diverse if method == "diverse" else mixed)(candidates, labelled, count)
 
 
+def in_order(candidates: Sequence[Candidate], count: int) -> list[Pick]:
+    """Images as they come, each with its most doubtful slice."""
+    return [Pick(one.image, one.doubtful(), one.score) for one in candidates[:count]]
+
+
+def drawn(candidates: Sequence[Candidate], count: int, seed: int | Sequence[int]) -> list[Pick]:
+    """Images by chance, each with one of its slices by chance: of those that probably hold something, if there are."""
+    generator = np.random.default_rng(seed)
+    picks = []
+    for at in generator.permutation(len(candidates))[:count]:
+        one = candidates[at]
+        numbers = one.numbers[one.likely] if one.likely.any() else one.numbers
+        picks.append(Pick(one.image, int(generator.choice(numbers)), one.score))
+    return picks
+
+
 def uncertain(candidates: Sequence[Candidate], count: int) -> list[Pick]:
     """The most doubtful images, each with its most doubtful slice."""
-    ordered = sorted(candidates, key=lambda one: -one.score)
-    return [Pick(one.image, one.doubtful(), one.score) for one in ordered[:count]]
+    return in_order(sorted(candidates, key=lambda one: -one.score), count)
 
 
 def diverse(candidates: Sequence[Candidate], labelled: Array, count: int) -> list[Pick]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polycl.cli import options
+from polycl.cli.experiment_annotation import annotation
 from polycl.cli.experiment_refinement import refinement
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Compare methods on the fixed splits.", no_args_is_help=True)
 app.command("refinement")(refinement)
+app.command("annotation")(annotation)
 
 
 @app.command("label-efficiency")

@@ -6,14 +6,12 @@ number of steps, so figures are paired. Results are rows of a JSON-lines file; a
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from polycl import checkpoints
@@ -26,14 +24,13 @@ from polycl.contrast.store import SliceStore
 from polycl.contrast.views import Views
 from polycl.dataset import LabelledSlice, Target, labelled_slices
 from polycl.devices import Device
-from polycl.errors import InputError
-from polycl.experiments.tasks import Scored, Task
-from polycl.metrics import compare
+from polycl.experiments import rows
+from polycl.experiments.exam import Exam
+from polycl.experiments.tasks import Task
 from polycl.segmenter.augment import Augmentation
 from polycl.segmenter.budget import draw_slices
 from polycl.segmenter.inference import Segmenter
 from polycl.segmenter.training import Schedule, TrainingData, finetune
-from polycl.volume import Volume
 
 ALL = 0
 """The budget that stands for every labelled slice."""
@@ -91,14 +88,13 @@ class Experiment:
         )
         self._cache = cache
         self._slices: list[LabelledSlice] | None = None
-        self._volumes: dict[str, tuple[Volume, Volume]] = {}
+        self._exam = Exam(task.tests, distances=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of this task and plan that the results file holds."""
-        if not self.results.is_file():
-            return []
-        rows = [json.loads(line) for line in self.results.read_text().splitlines() if line]
-        return [row for row in rows if row["task"] == self.task.name and row["plan"] == asdict(self.plan)]
+        return [
+            row for row in rows.read(self.results) if row["task"] == self.task.name and row["plan"] == asdict(self.plan)
+        ]
 
     def missing(self, wanted: Iterable[Run]) -> list[Run]:
         """The runs without a row."""
@@ -131,10 +127,7 @@ class Experiment:
             report=lambda now: report("fine-tuning", now.step, now.steps),
         )
         segmenter = Segmenter.load(checkpoint, device=str(self.where.device), precision=self.where.precision)
-        scores = {
-            domain: {case.name: self.score(segmenter, (case, targets)) for case, targets in scored}
-            for domain, scored in self.task.tests.items()
-        }
+        scores = self._exam.scores(segmenter)
         checkpoint.unlink()
         row = {
             "task": self.task.name,
@@ -143,31 +136,8 @@ class Experiment:
             "scores": scores,
             "seconds": round(time.perf_counter() - start, 1),
         }
-        self.results.parent.mkdir(parents=True, exist_ok=True)
-        with self.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        rows.append(self.results, row)
         return row
-
-    def score(self, segmenter: Segmenter, scored: Scored) -> dict[str, dict[str, float | None]]:
-        """Agreement of each label in one test case."""
-        case, targets = scored
-        if case.name not in self._volumes:
-            image, label = case.read()
-            if label is None:
-                raise InputError(f"{case.name} has no label to test against")
-            self._volumes[case.name] = image, label
-        image, label = self._volumes[case.name]
-        predicted = segmenter.segment(image)
-        rows = {}
-        for target in targets:
-            index = segmenter.header.labels[target.name]
-            figures = compare(predicted, label, index, reference_indices=target.ids)
-            rows[target.name] = {
-                "dice": _rounded(figures.dice),
-                "hd95_mm": _rounded(figures.hd95_mm),
-                "surface_dice": _rounded(figures.surface_dice),
-            }
-        return rows
 
     def pool(self) -> list[LabelledSlice]:
         """Every training slice that holds a target, in a fixed order."""
@@ -225,17 +195,3 @@ class Experiment:
             present = presence.from_labels(store, self.task.train, Target("any target", ids))
         triplets = Triplets(strategy, store.scan, present, seed=seed)  # type: ignore[arg-type]  # see `recipe`
         return Views(store, triplets, seed=seed, present=present)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-def mean_scores(row: Mapping[str, Any], domain: str, figure: str) -> dict[str, float]:
-    """Per case, the mean of `figure` over labels; cases without the figure are left out."""
-    means = {}
-    for case, labels in row["scores"][domain].items():
-        values = [label[figure] for label in labels.values() if label[figure] is not None]
-        if values:
-            means[case] = float(np.mean(values))
-    return means

@@ -7,7 +7,6 @@ a row that is there is not computed again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from polycl.catalogue import Catalogue
 from polycl.devices import Device
 from polycl.errors import InputError
+from polycl.experiments import rows
 from polycl.experiments.coarse import Organ, few_label_model
 from polycl.experiments.remembering import Remembering
 from polycl.experiments.tasks import Scored
@@ -108,10 +108,7 @@ class Study:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of this organ and these models that the results file holds."""
-        if not self.results.is_file():
-            return []
-        rows = [json.loads(line) for line in self.results.read_text().splitlines() if line]
-        return [row for row in rows if (row["organ"], row["steps"]) == (self.organ.name, self.steps)]
+        return [row for row in rows.read(self.results) if (row["organ"], row["steps"]) == (self.organ.name, self.steps)]
 
     def trials(
         self, part: Part, budgets: Iterable[int], seeds: int, variants: Iterable[str], cases: int | None = None
@@ -143,9 +140,7 @@ class Study:
             "report": {key: value for key, value in report.items() if key != "sha256"},
             "voxels_mm": [round(mm, 3) for mm in image.spacing],
         }
-        self.results.parent.mkdir(parents=True, exist_ok=True)
-        with self.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        rows.append(self.results, row)
         return row
 
     def refined(self, trial: Trial) -> tuple[Volume, dict[str, Any]]:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from polycl.experiments.label_efficiency import ALL, mean_scores
+from polycl.experiments.exam import mean_scores
+from polycl.experiments.label_efficiency import ALL
 from polycl.files import write_atomically
 
 FIGURES = {"dice": "Dice", "hd95_mm": "HD95, mm", "surface_dice": "surface Dice (2 mm)"}

@@ -17,7 +17,8 @@ from monailabel.tasks.activelearning.random import Random
 from polycl.acquisition.ahead import ScoresAhead
 from polycl.acquisition.selection import Method, Pick
 from polycl.errors import PolyclError
-from polycl.leases import Lease, Leases
+from polycl.leases import Lease, Leases, notices
+from polycl.monailabel.work import person
 
 METHODS: Mapping[str, Method] = {
     "polycl-uncertain": "uncertain",
@@ -26,7 +27,6 @@ METHODS: Mapping[str, Method] = {
 }
 MOST_PICKS = 32
 """Ranked at a time: more only if others hold all of these."""
-MAX_HOLDER = 200
 UNSCORED = "not scored yet: taken in order"
 
 
@@ -49,19 +49,20 @@ class NextImage(Strategy):  # type: ignore[misc, unused-ignore]
         """The id of an image, and its `slice`; None if all are labelled. Held if others have those that are not.
 
         Images that cannot be scored come last: they are damaged, or no CT. `slice` is what `Place.slice` says
-        (`polycl.acquisition.scores`), where the image is scored; `note` says why it is not.
+        (`polycl.acquisition.scores`), where the image is scored; `note` says why it is not, `notes` who else is at it.
         """
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
         if not images:
             return None
-        holder = str(request.get("client_id") or "")[:MAX_HOLDER]
+        holder = person(request.get("client_id"))
         others = self._leases.held_by_others(holder)
         free, skipped = set(images) - others.keys(), self._scores.progress().skipped
         good, bad = sorted(free - skipped.keys()), sorted(free & skipped.keys())
         for pick in chain(self.ordered(good, request, datastore), self.in_order(bad)):
             lease = self._leases.take(pick.image, holder)
             if lease is not None or not self._leases.enabled:
-                return self._reply(pick, lease)
+                told = notices(self._leases.see(pick.image, holder))
+                return self._reply(pick, lease) | ({"notes": told} if told else {})
         raise Held(_wait(len(images), self._leases.held_by_others(holder).values()))
 
     def ordered(self, images: Sequence[str], request: dict[str, Any], datastore: Datastore) -> Iterator[Pick]:
@@ -71,7 +72,7 @@ class NextImage(Strategy):  # type: ignore[misc, unused-ignore]
     def in_order(self, images: Sequence[str]) -> Iterator[Pick]:
         """One pick for each image, as they come."""
         for image in images:
-            yield next(iter(self._scores.choose("uncertain", [image], 1)), Pick(image, -1, 0.0))
+            yield next(iter(self._scores.choose("first", [image], 1)), Pick(image, -1, 0.0))
 
     def _reply(self, pick: Pick, lease: Lease | None) -> dict[str, Any]:
         reply: dict[str, Any] = {"id": pick.image}

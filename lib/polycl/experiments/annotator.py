@@ -1,0 +1,146 @@
+"""A person who annotates, played from reference labels: what is asked for is outlined at once and without a fault.
+
+How long it takes is a model, not a measurement: see `Effort`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polycl.acquisition.selection import Candidate, Pick
+from polycl.dataset import Case, LabelledSlice, Target, labelled_slices
+from polycl.errors import InputError
+from polycl.volume import Volume
+
+Reveal = Literal["slices", "volumes", "propagated"]
+"""What is labelled where a slice of an image is asked for: that slice, all slices, or that slice, from which
+propagation fills the volume."""
+OPEN_MINUTES = 1.0
+"""To open a volume and scroll to the slice."""
+OUTLINE_MINUTES = 1.0
+"""To outline one structure on one slice."""
+CHECK_MINUTES = 1.0
+"""To wait for a propagation, and to look through what it found; it is taken as it is."""
+Fill = Callable[[str, int], NDArray[np.uint8]]
+"""What propagation makes, in class ids `[X, Y, Z]`, of the reference on one slice of a case."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a person did. `slices` counts annotated slices, also those that turned out to hold nothing."""
+
+    opened: int = 0
+    slices: int = 0
+    outlines: int = 0
+    checked: int = 0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(
+            self.opened + other.opened,
+            self.slices + other.slices,
+            self.outlines + other.outlines,
+            self.checked + other.checked,
+        )
+
+    @property
+    def minutes(self) -> float:
+        """By the three constants of this module; a slice without any structure takes no time of its own."""
+        return self.opened * OPEN_MINUTES + self.outlines * OUTLINE_MINUTES + self.checked * CHECK_MINUTES
+
+
+class Pool:
+    """Cases to annotate, in memory: canonical images, and the reference label of each slice."""
+
+    def __init__(self, cases: Sequence[Case], targets: Sequence[Target]) -> None:
+        self.images: dict[str, Volume] = {case.name: case.read()[0] for case in cases}
+        self.slices: dict[str, list[LabelledSlice]] = {name: [] for name in self.images}
+        for one in labelled_slices(cases, targets):
+            self.slices[one.case].append(one)
+        self.holding = {name: np.array([one.classes.any() for one in all_]) for name, all_ in self.slices.items()}
+        """Which slices hold any structure."""
+
+    def unscored(self, known: Knowledge) -> list[Candidate]:
+        """What is left to annotate, for strategies that ask no model: people see on which slices there is something."""
+        left = []
+        for name, holding in self.holding.items():
+            numbers = known.left(name, len(holding))
+            if len(numbers):
+                left.append(Candidate.unscored(name, numbers, holding[numbers]))
+        return left
+
+
+@dataclass
+class Knowledge:
+    """What is annotated so far: labelled slices, by image which of them, and what it took."""
+
+    reveal: Reveal
+    slices: list[LabelledSlice]
+    numbers: dict[str, set[int]]
+    effort: Effort
+
+    @classmethod
+    def of(cls, picks: Iterable[Sequence[Pick]], pool: Pool, reveal: Reveal, fill: Fill | None) -> Knowledge:
+        """What picks gave, round by round. InputError for `propagated` without `fill`."""
+        known = cls(reveal, [], {}, Effort())
+        for few in picks:
+            for pick in few:
+                known._annotate(pick, pool, fill)
+        return known
+
+    def left(self, name: str, count: int) -> NDArray[np.int64]:
+        """Numbers of the slices of an image of `count` that may still be asked for: none once it was a whole volume."""
+        numbers = self.numbers.get(name, set())
+        if numbers and self.reveal != "slices":
+            return np.zeros(0, np.int64)
+        return np.array([z for z in range(count) if z not in numbers], dtype=np.int64)
+
+    def covered(self, name: str, count: int) -> NDArray[np.bool_] | None:
+        """Which of its slices are annotated, as `polycl.acquisition.selection.coverage` takes it; None for all."""
+        if name in self.numbers and self.reveal != "slices":
+            return None
+        return np.isin(np.arange(count), list(self.numbers.get(name, ())))
+
+    def _annotate(self, pick: Pick, pool: Pool, fill: Fill | None) -> None:
+        all_ = pool.slices[pick.image]
+        if self.reveal == "slices":
+            chosen, checked = [all_[pick.slice]], 0
+            outlined = chosen
+        elif self.reveal == "volumes":
+            chosen, checked = all_, 0
+            outlined = [one for one in all_ if one.classes.any()]
+        else:
+            z = _nearest(pool.holding[pick.image], pick.slice)
+            outlined, checked = [all_[z]], 1
+            chosen = _filled(all_, z, fill)
+        outlines = sum(len(np.unique(one.classes[one.classes > 0])) for one in outlined)
+        self.slices += chosen
+        self.numbers.setdefault(pick.image, set()).update(one.index for one in chosen)
+        self.effort += Effort(1, len(outlined), outlines, checked)
+
+
+def _nearest(holding: NDArray[np.bool_], z: int) -> int:
+    """The slice with something on it that is nearest to `z`: from it there is something to propagate."""
+    where = np.flatnonzero(holding)
+    return int(where[np.abs(where - z).argmin()]) if len(where) else z
+
+
+def _filled(slices: Sequence[LabelledSlice], z: int, fill: Fill | None) -> list[LabelledSlice]:
+    """All slices as propagation from slice `z` labels them; what is not on `z` stays unknown but there."""
+    if fill is None:
+        raise InputError("filling volumes needs a model that propagates")
+    here = slices[z]
+    known = tuple(int(index) for index in np.unique(here.classes) if index)
+    if not known:
+        return [here]
+    found = fill(here.case, z)
+    filled = [
+        LabelledSlice(one.hu, np.ascontiguousarray(found[:, :, one.index]), one.spacing, one.case, one.index, known)
+        for one in slices
+    ]
+    filled[z] = here
+    return filled

@@ -1,0 +1,209 @@
+"""Played annotators: their figures by hand, what they reveal, and a small form of the whole experiment."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polycl import devices
+from polycl.acquisition.selection import Candidate, Pick, choose
+from polycl.errors import InputError
+from polycl.experiments import annotation_report as report
+from polycl.experiments import rows as row_file
+from polycl.experiments.annotation import ALL, Annotation, Plan, Round, rounds
+from polycl.experiments.annotation_report import Point
+from polycl.experiments.annotator import CHECK_MINUTES, OPEN_MINUTES, OUTLINE_MINUTES, Effort, Knowledge, Pool
+from polycl.experiments.tasks import Task, task
+from polycl.phantom import make_phantom
+from polycl.volume import write_volume
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """Four tiny patients laid out as the head-and-neck set is, with ids that it has; two slices hold nothing."""
+    data = tmp_path_factory.mktemp("data")
+    folder = data / "openkbp"
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for seed in range(4):
+        patient = make_phantom(seed, shape=(28, 28, 6), spacing=(14.0, 14.0, 40.0))
+        write_volume(patient.image, folder / "images" / f"p{seed}.nii.gz")
+        patient.labels.voxels[:, :, :2] = 0
+        write_volume(patient.labels, folder / "labels" / f"p{seed}.nii.gz")
+    return task("headneck", data, patients=3)
+
+
+@pytest.fixture(scope="module")
+def pool(small: Task) -> Pool:
+    return Pool(small.train, small.targets)
+
+
+def outlines(pool: Pool, name: str, z: int) -> int:
+    return len(set(np.unique(pool.slices[name][z].classes)) - {0})
+
+
+def test_slices_are_revealed_one_by_one(pool: Pool) -> None:
+    known = Knowledge.of([[Pick("p0", 4, 0.0)], [Pick("p0", 0, 0.0), Pick("p1", 3, 0.0)]], pool, "slices", None)
+    assert [(one.case, one.index) for one in known.slices] == [("p0", 4), ("p0", 0), ("p1", 3)]
+    assert known.effort == Effort(opened=3, slices=3, outlines=outlines(pool, "p0", 4) + outlines(pool, "p1", 3))
+    assert list(known.left("p0", 6)) == [1, 2, 3, 5]
+    assert list(known.covered("p0", 6)) == [True, False, False, False, True, False]  # type: ignore[arg-type]
+    assert list(known.left("p2", 6)) == list(range(6))
+
+
+def test_a_volume_is_revealed_at_once(pool: Pool) -> None:
+    known = Knowledge.of([[Pick("p1", 0, 0.0)]], pool, "volumes", None)
+    assert len(known.slices) == 6
+    assert known.effort.slices == int(pool.holding["p1"].sum())
+    assert len(known.left("p1", 6)) == 0
+    assert known.covered("p1", 6) is None
+
+
+def test_propagation_fills_a_volume_from_a_slice_that_holds_something(pool: Pool) -> None:
+    asked = []
+
+    def fill(case: str, z: int) -> np.ndarray:
+        asked.append((case, z))
+        return np.full((28, 28, 6), 1, np.uint8)
+
+    known = Knowledge.of([[Pick("p2", 0, 0.0)]], pool, "propagated", fill)
+    nearest = int(np.flatnonzero(pool.holding["p2"])[0])
+    assert asked == [("p2", nearest)]
+    ids = {int(index) for index in np.unique(pool.slices["p2"][nearest].classes)} - {0}
+    assert known.effort == Effort(opened=1, slices=1, outlines=len(ids), checked=1)
+    for one in known.slices:
+        if one.index == nearest:
+            assert one.known is None
+            assert one is pool.slices["p2"][nearest], "what was annotated is as it was annotated"
+        else:
+            assert set(one.known or ()) == ids, "what is not on the slice stays unknown elsewhere"
+            assert (one.classes == 1).all()
+    with pytest.raises(InputError, match="propagates"):
+        Knowledge.of([[Pick("p2", 0, 0.0)]], pool, "propagated", None)
+
+
+def test_minutes_are_the_sum_of_what_was_done() -> None:
+    effort = Effort(2, 5, 7, 1) + Effort(1, 0, 0, 1)
+    assert effort.minutes == 3 * OPEN_MINUTES + 7 * OUTLINE_MINUTES + 2 * CHECK_MINUTES
+
+
+def test_chance_takes_other_images_and_slices_that_hold_something() -> None:
+    numbers = np.arange(5)
+    pool = [Candidate.unscored(str(at), numbers, numbers == at) for at in range(5)]
+    pool.append(Candidate.unscored("none", numbers, numbers > 9))
+    nothing = np.zeros((0, 1), np.float32)
+    seen = set()
+    for seed in range(20):
+        picks = choose("random", pool, nothing, 4, seed)
+        assert picks == choose("random", pool, nothing, 4, seed)
+        assert len({pick.image for pick in picks}) == 4
+        assert all(pick.image == "none" or pick.slice == int(pick.image) for pick in picks)
+        seen |= {pick.image for pick in picks}
+    assert len(seen) == 6
+    assert [pick.image for pick in choose("first", pool, nothing, 2)] == ["0", "1"]
+
+
+def row(strategy: str, seed: int, number: int, slices: int, dice: float) -> dict[str, Any]:
+    scores = {"test": {"a": {"organ": {"dice": dice}}}}
+    minutes = None if strategy == ALL else 2.0 * slices
+    named = {"strategy": strategy, "seed": seed, "round": number, "slices": slices, "minutes": minutes}
+    return named | {"scores": scores}
+
+
+ROWS = [
+    row(ALL, 0, 2, 100, 0.9),
+    row(ALL, 1, 2, 100, 0.7),
+    *(row("random", 0, number, 10 * (number + 1), dice) for number, dice in enumerate((0.5, 0.66, 0.86))),
+    *(row("random", 1, number, 10 * (number + 1), dice) for number, dice in enumerate((0.5, 0.6, 0.7))),
+    *(row("uncertain", 0, number, 10 * (number + 1), dice) for number, dice in enumerate((0.5, 0.76, 0.75))),
+    *(row("uncertain", 1, number, 10 * (number + 1), dice) for number, dice in enumerate((0.5, 0.7, 0.8))),
+]
+
+
+def test_what_is_needed_is_read_off_straight_lines() -> None:
+    curve = [Point(4, 8.0, 0.5), Point(8, 20.0, 0.7), Point(12, 30.0, 0.6), Point(16, 40.0, 0.9)]
+    assert report.needed(curve, 0.6, "slices") == pytest.approx(6)
+    assert report.needed(curve, 0.6, "minutes") == pytest.approx(14)
+    assert report.needed(curve, 0.4, "slices") == 4
+    assert report.needed(curve, 0.75, "slices") == pytest.approx(14)
+    assert report.needed(curve, 0.95, "slices") is None
+
+
+def test_savings_are_paired_by_seed() -> None:
+    whole = report.full(ROWS, "test")
+    assert whole == pytest.approx(0.8)
+    curves = report.curves(ROWS, "test")
+    # 0.76 is reached by random after 25 slices with seed 0 and not with seed 1, by uncertain after 20 and 26
+    assert report.needed(curves["random"][0], 0.76, "slices") == pytest.approx(25)
+    assert report.saving(curves, "uncertain", 0.76, "slices") == (pytest.approx(1 - 20 / 25), 1)
+    assert report.saving(curves, "mixed", 0.76, "slices") is None
+    under_way = report.curves([*ROWS, row("random", 2, 0, 10, 0.9)], "test")
+    assert set(under_way["random"]) == {0, 1}
+    lines = report.table(ROWS, "test").splitlines()
+    assert lines[2].startswith("| random | 2 | 25 (1 of 2 seeds) | 50 (1 of 2 seeds) |  |  |")
+    assert lines[3].startswith("| uncertain | 2 | 23 ± 4 | 46 ± 8 | +20% (1 seeds) | +20% (1 seeds) |")
+    assert "0.800" in report.summary(ROWS, "test")
+    assert "0.760" in report.summary(ROWS, "test")
+    assert "no run" in report.summary(ROWS[2:], "test")
+
+
+def test_half_a_row_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    assert row_file.read(path) == []
+    row_file.append(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": 2')  # as of a process that was killed
+    assert row_file.read(path) == [{"a": 1}]
+    row_file.append(path, {"a": 3})
+    assert row_file.read(path) == [{"a": 1}, {"a": 3}]
+
+
+PLAN = Plan(picks=2, first_steps=2, steps=1, batch=2, look=4, width=2)
+
+
+def experiment(small: Task, folder: Path, plan: Plan = PLAN) -> Annotation:
+    return Annotation(small, plan, folder / "rows.jsonl", folder / "cache", devices.choose("cpu", "fp32"))
+
+
+@pytest.mark.slow
+def test_a_small_form_runs_resumes_and_reports(small: Task, tmp_path: Path) -> None:
+    one = experiment(small, tmp_path)
+    strategies = ("random", "uncertain", "mixed")
+    wanted = rounds((ALL, *strategies), 1, 3)
+    for each in wanted[:6]:
+        one.run(each)
+    again = experiment(small, tmp_path)
+    assert again.missing(wanted) == wanted[6:]
+    for file in (tmp_path / "cache").glob("*/uncertain-*"):
+        file.unlink()  # weights are made anew from the rows
+    for each in again.missing(wanted):
+        again.run(each)
+    found = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [Round(row["strategy"], row["seed"], row["round"]) for row in found] == wanted
+    firsts = [row["picks"] for row in found if row["round"] == 0]
+    assert all(picks == firsts[0] for picks in firsts), "the first round is the same for all"
+    for strategy in strategies:
+        mine = [row for row in found if row["strategy"] == strategy]
+        assert [row["slices"] for row in mine] == [2, 4, 6]
+        picks = [tuple(pick) for row in mine for pick in row["picks"]]
+        assert len(set(picks)) == 6, "no slice is asked for twice"
+    assert set(found[0]["scores"]["in domain"]) == {"p0", "p1", "p2"}
+    report.plot(found, "in domain", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert experiment(small, tmp_path, Plan()).rows() == [], "rows of another plan are another experiment"
+
+
+@pytest.mark.slow
+def test_strategies_end_when_all_volumes_are_labelled(small: Task, tmp_path: Path) -> None:
+    one = experiment(small, tmp_path, Plan(reveal="volumes", picks=2, first_steps=1, steps=1, batch=2, look=4, width=2))
+    slices = [one.run(each)["slices"] for each in rounds(["diverse"], 1, 3)]
+    assert slices[0] < slices[1] == slices[2] == sum(int(one.sum()) for one in one.pool.holding.values())
+
+
+def test_the_command(run: Any, tmp_path: Path) -> None:
+    code, _, err = run("experiment", "annotation", "knee", "--data", tmp_path)
+    assert (code, "headneck, liver" in err) == (1, True)
