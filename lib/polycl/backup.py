@@ -37,6 +37,7 @@ from polycl.files import replacing, sha256_of
 from polycl.labels.library import LOCK, STAGED, VERSIONS
 from polycl.labels.storage import TEMPORARY, is_abandoned
 from polycl.learning.runs import Runs
+from polycl.serving import alone
 from polycl.settings import Settings
 
 MANIFEST = "manifest.json"
@@ -94,14 +95,16 @@ def back_up(settings: Settings, target: Path, studies: Path | None = None, *, im
 def restore(settings: Settings, archive: Path, studies: Path | None = None, *, replace: bool = False) -> Report:
     """Put everything in `archive` where it was, in a stopped server's state folder.
 
-    InputError for an archive that is damaged, or not whole, and where something would be overwritten, unless `replace`:
-    that is then put aside, in a folder `.replaced-…`. Whatever fails, the folders are as they were.
+    InputError for an archive that is damaged, or not whole, where a server works in the folder, and where something
+    would be overwritten, unless `replace`: that is then put aside, in a folder `.replaced-…`. Whatever fails, the
+    folders are as they were.
     """
     if Runs(settings.learning / "runs").worker() is not None:
         raise InputError("a model is being trained in this state folder: stop the server first")
     settings.state.mkdir(parents=True, exist_ok=True)
     roots = {STATE: settings.state} | ({STUDIES: studies} if studies else {})
     with _reporting("nothing was restored"), ExitStack() as held:
+        held.enter_context(alone(settings.state))
         staged: dict[str, Path] = {}
         for name, folder in roots.items():
             folder.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,8 @@ from polycl.settings import Settings
 
 SHIPPED = Path(__file__).resolve().parents[2] / "model"
 """The catalogue of this checkout."""
+DEFAULT_SEGMENTER = "polycl-liver"
+"""The segmenter where none is named."""
 
 
 class Listing(Typed):

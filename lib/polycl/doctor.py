@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 from polycl.errors import InputError, ModelError, PolyclError
+from polycl.room import free_bytes
 from polycl.settings import Settings, why_unwritable
 
 Level = Literal["ok", "warn", "fail"]
 LOCK = Path(__file__).resolve().parents[2] / "requirements.txt"
-LITTLE, TOO_LITTLE = 10 << 30, 1 << 30
-"""Free bytes of a disk, at which to warn, and below which saving may fail any moment."""
+LITTLE = 10 << 30
+"""Free bytes of a disk, at which to warn."""
 INDEX = "datastore_v2.json"
 
 
@@ -55,7 +56,7 @@ def examine(asked: Asked) -> Iterator[Finding]:
         "torch": torch_pair,
         "MONAI Label": monai_label,
         "weights": partial(weights, asked.settings),
-        "state": partial(state_folder, asked.settings.state),
+        "state": partial(state_folder, asked.settings),
         "store": partial(stores, asked.settings, asked.studies),
         "device": partial(device, asked.settings),
         "port": partial(port, asked.host, asked.port),
@@ -167,15 +168,16 @@ def weights(settings: Settings) -> Iterator[Finding]:
         yield Finding("weights", "ok" if usable else "warn", f"not fetched: {', '.join(absent)}{without}", advice)
 
 
-def state_folder(folder: Path) -> Iterator[Finding]:
+def state_folder(settings: Settings) -> Iterator[Finding]:
     """Whether it can be written, and how much room there is."""
+    folder = settings.state
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if (reason := why_unwritable(there)) is not None:
         advice = "set POLYCL_STATE to a folder that can be"
         yield Finding("state", "fail", f"the state folder {folder} cannot be written ({reason})", advice)
         return
     yield Finding("state", "ok", str(folder) if there == folder else f"{folder} will be made at the first start")
-    yield from _room("state", there)
+    yield from _room("state", there, int(settings.disk_reserve))
 
 
 def stores(settings: Settings, studies: str | None) -> Iterator[Finding]:
@@ -188,7 +190,7 @@ def stores(settings: Settings, studies: str | None) -> Iterator[Finding]:
         check_store(folder)
         what = "holds images" if has_images(folder) else "holds no NIfTI or NRRD; DICOM in it is imported at the start"
         yield Finding("store", "ok", f"{folder} can be written and {what}")
-        yield from _room("store", folder)
+        yield from _room("store", folder, int(settings.disk_reserve))
         folders.append(folder)
     damaged = [folder for folder in folders if not _legible(folder / INDEX)]
     for folder in damaged:
@@ -292,10 +294,10 @@ def _answers(host: str, number: int) -> bool:
         return False
 
 
-def _room(check: str, folder: Path) -> Iterator[Finding]:
-    free = shutil.disk_usage(folder).free
-    level: Level = "fail" if free < TOO_LITTLE else "warn" if free < LITTLE else "ok"
-    advice = "" if level == "ok" else "make room; labels that do not fit are refused"
+def _room(check: str, folder: Path, reserve: int) -> Iterator[Finding]:
+    free = free_bytes(folder)
+    level: Level = "fail" if free < reserve else "warn" if free < max(LITTLE, 2 * reserve) else "ok"
+    advice = "" if level == "ok" else f"make room: below {reserve / 2**30:g} GiB (POLYCL_DISK_RESERVE) nothing is saved"
     yield Finding(check, level, f"{free / 2**30:.1f} GiB free on its disk", advice)
 
 

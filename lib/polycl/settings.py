@@ -61,6 +61,18 @@ class Settings(BaseSettings):
     queue: int = Field(default=32, ge=1, description="requests for the device that may wait; more are answered 503")
     log: Literal["text", "json"] = "text"
     max_upload: ByteSize = Field(default=ByteSize(4 << 30), gt=0, description="larger uploads are refused")
+    session_minutes: float = Field(
+        default=60.0, gt=0, description="images that people send for their own use are kept so long after the last use"
+    )
+    session_room: ByteSize = Field(
+        default=ByteSize(16 << 30), gt=0, description="what they may take together; of one user, half of it"
+    )
+    pacs_room: ByteSize = Field(
+        default=ByteSize(100 << 30), gt=0, description="what series of a PACS may take; those with a label here stay"
+    )
+    disk_reserve: ByteSize = Field(
+        default=ByteSize(1 << 29), ge=0, description="with less than this free on a disk nothing more is taken in"
+    )
     hosts: str = Field(default="", description="more names that browsers may reach this server by, comma-separated")
     sign_in_hours: float = Field(default=12.0, gt=0, description="how long a user stays signed in")
     oidc_issuer: str | None = Field(default=None, pattern=r"^https?://", description="who signs tokens")

@@ -14,6 +14,7 @@ import fake_sam
 from fake_sam import FakeSam
 from polycl import checkpoints
 from polycl.checkpoints import Header
+from polycl.monailabel.segmented import Segmentations
 from polycl.segmenter import Segmenter
 from polycl.segmenter.network import SegmentationNetwork
 from polycl.settings import Settings
@@ -65,6 +66,12 @@ def client(studies: Path, settings: Settings) -> Iterator[TestClient]:
     os.environ.update(environment)
     for name, value in before.items():
         setattr(monailabel_settings, name, value)
+
+
+@pytest.fixture(autouse=True)
+def computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test had segmented is computed again for the next, which may have put something in between."""
+    monkeypatch.setattr(Segmentations, "get", lambda self, image, model: None)
 
 
 @pytest.fixture(scope="module")

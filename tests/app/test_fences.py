@@ -288,3 +288,25 @@ def test_a_reader_saves_no_result(client: TestClient, studies: Path, signed_in: 
     refused(client.post("/infer/tiny?image=lps", data=form, headers=signed_in(Role.READER)), 403, "annotator")
     assert not (studies / "labels" / "theirs").exists()
     assert client.post("/infer/tiny?image=lps", headers=signed_in(Role.READER)).status_code == 200
+
+
+def test_a_session_is_its_makers(client: TestClient, image: bytes, signed_in: Any) -> None:
+    files = {"files": ("image.nii.gz", image)}
+    mine, other = signed_in(Role.ANNOTATOR), signed_in(Role.ADMIN)
+    made = client.put("/session/", files=files, headers=mine).json()["session_id"]
+    refused(client.get(f"/session/{made}", headers=other), 404, "session")
+    refused(client.delete(f"/session/{made}", headers=other), 404, "session")
+    refused(client.post(f"/infer/tiny?session_id={made}", headers=other), 404, "session")
+    assert client.post(f"/infer/tiny?session_id={made}", headers=mine).status_code == 200
+    assert client.delete(f"/session/{made}", headers=mine).status_code == 200
+
+
+def test_sessions_have_room_for_so_much(client: TestClient, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from monailabel.interfaces.utils.app import app_instance
+
+    sessions = app_instance().sessions()
+    before = list(Path(sessions.store_path).iterdir())
+    monkeypatch.setattr(sessions, "_room", 10)
+    refused(client.put("/session/", files={"files": ("image.nii.gz", image)}), 507, "room")
+    refused(send_archive(client, zipped("a", size=11)), 507, "room")
+    assert list(Path(sessions.store_path).iterdir()) == before

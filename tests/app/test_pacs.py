@@ -1,6 +1,7 @@
 """A PACS that answers wrongly, late or not at all: the client is told, quickly, and the server goes on."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from starlette.testclient import TestClient
 
 import fake_sam
 from polycl.errors import InputError, PolyclError
-from polycl.monailabel import pacs, pacs_client
+from polycl.monailabel import pacs, pacs_client, pacs_room
 from polycl.monailabel.pacs import PacsStore
 from polycl.phantom import make_phantom, write_dicom_series
 from polycl.volume import read_volume
@@ -243,3 +244,40 @@ def test_a_series_that_ohif_shows_is_fetched_for_clicks(
     assert fake.asked.count(f"/studies/{STUDY}/series/{uid}") == 1
     assert app_instance().datastore().place(uid).is_file()
     assert f"/studies/{STUDY}/series/{other}" not in fake.asked, "it is no image of this server"
+
+
+def test_series_used_long_ago_make_room(
+    client: TestClient, fake: FakePacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = app_instance().datastore()
+    fetched = []
+    for seed in (11, 12):
+        image = make_phantom(seed, shape=(36, 28, 5), spacing=(10.0, 10.0, 20.0)).image
+        files = write_dicom_series(image, tmp_path / str(seed), seed=seed)
+        fetched.append(uid_of(files))
+        fake.offer(fetched[-1])
+        fake.send(fetched[-1], [file.read_bytes() for file in files])
+    old, new = fetched
+    place = Path(store.get_image_uri(old))
+    monkeypatch.setattr(store, "_room", 1)
+    os.utime(place.with_name(old), (1, 1))
+    store.get_image_uri(new)
+    assert not place.exists()
+    assert not place.with_name(old).exists()
+    assert old not in store._datastore.objects
+    assert infer(client, old).status_code == 200, "it comes again"
+    assert place.exists()
+    assert Path(store.get_image_uri(new)).exists(), "it may be in use"
+
+
+def test_a_series_with_a_label_stays(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"1.{number}.nii.gz").write_bytes(bytes(10))
+        (tmp_path / f"1.{number}").mkdir()
+        os.utime(tmp_path / f"1.{number}", (number, number))
+    asked: list[str] = []
+    assert pacs_room.make_room(tmp_path, 15, lambda uid: asked.append(uid) or uid != "1.0") == ["1.1", "1.2"]
+    assert asked == ["1.0", "1.1", "1.2"]
+    assert pacs_room.make_room(tmp_path, 30, pytest.fail) == []
+    pacs_room.used(tmp_path / "1.0.nii.gz")
+    assert pacs_room.make_room(tmp_path, 0, lambda uid: uid != "1.0") == ["1.1", "1.2"]

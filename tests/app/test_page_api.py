@@ -220,7 +220,8 @@ def test_the_queue_names_image_and_slice_with_a_picture(client: TestClient) -> N
     assert (given["id"], given["slice"]) == (item["image"], item["slice"])
     held = {one["image"]: one["held"] for one in get(client, "queue")["items"]}
     assert held == {name: name == given["id"] for name in PATIENTS}
-    assert "ann" not in json.dumps(get(client, "queue"))
+    people = {one["image"]: one["people"] for one in get(client, "queue")["items"]}
+    assert people == {name: ["ann"] if name == given["id"] else [] for name in PATIENTS}
     app_instance().leases.release(given["id"])
     number = item["slice"]["number"]
     png = client.get("/polycl/api/thumbnail", params={"image": item["image"], "slice": number})

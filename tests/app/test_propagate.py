@@ -356,6 +356,25 @@ class TestPainted:
         refused(infer(client, PAINTED, "tube_ras", label_tag="draft"), 404, "draft")
         refused(infer(client, PAINTED, "tube_ras", label="aorta"), 404, "aorta", "tube")
 
+    def test_a_saved_label_that_was_corrected_changes_near_the_correction(
+        self, client: TestClient, tubes: dict[str, Volume], tmp_path: Path
+    ) -> None:
+        """As OHIF loads it, in another window or on another day."""
+        image, path = tubes["swapped"], tmp_path / "label.nii.gz"
+        painter = Painter(client, tmp_path, image, "tube_swapped", "the other day")
+        write_volume(stored(BODY.astype(np.uint8), image.affine), path)
+        answer = client.put(
+            "/datastore/label",
+            params={"image": "tube_swapped", "tag": "final"},
+            data={"params": json.dumps({"label_info": [{"name": "liver", "idx": 1}], "complete": True})},
+            files={"label": (path.name, path.read_bytes())},
+        )
+        assert answer.json()["known"] == {"liver": "all"}
+        painter.segments["liver"] = BODY & ~((Z == 12) & (X > 20))
+        told = painter.update()
+        assert told["corrected_slices"] == [12]
+        assert sorted(set(range(3, 21)) - set(told["seed_slices"])) == [8, 9, 10, 11, 13, 14, 15, 16]
+
     def test_bad_input(self, painter: Painter, tmp_path: Path, client: TestClient) -> None:
         refused(painter.send(), 422, "liver", "outline")
         refused(painter.send("aorta"), 404, "aorta", "liver")
@@ -368,6 +387,25 @@ class TestPainted:
         write_volume(stored(np.zeros(SHAPE, np.uint8), painter.image.affine), empty)
         refused(infer(client, PAINTED, sent=empty), 422, "empty")
         refused(infer(client, PAINTED, sent=empty, selected_label_name=3), 422, "selected_label_name")
+
+    def test_a_segmentation_that_was_corrected_on_a_slice_changes_near_it_and_nowhere_else(
+        self, client: TestClient, tubes: dict[str, Volume], tmp_path: Path
+    ) -> None:
+        image = tubes["ras"]
+        _, mask = reply(infer(client, "tiny", "tube_ras"))
+        painter = Painter(client, tmp_path, image, "tube_ras", "mender")
+        painter.segments = {"liver": canonical(image, mask) == 1, "spleen": canonical(image, mask) == 2}
+        before = painter.segments["spleen"].copy()
+        painter.segments["spleen"][:, :, 12] = BODY[:, :, 12]
+        told = painter.update("spleen")
+        assert told["corrected_slices"] == [12]
+        near = range(8, 17)  # 20 mm of slices 5 mm apart
+        assert not set(told["seed_slices"]) & set(near) - {12}
+        np.testing.assert_array_equal(painter.segments["spleen"][:, :, 12], BODY[:, :, 12])
+        found, far = painter.segments["spleen"], [z for z in slices(before) if z not in near]
+        assert len(far) > 4
+        np.testing.assert_array_equal(found[:, :, far], before[:, :, far])
+        assert (found[:, :, 11] != before[:, :, 11]).any()
 
     def test_a_map_of_one_structure_needs_no_names(self, client: TestClient, painter: Painter, tmp_path: Path) -> None:
         path = tmp_path / "one.nii.gz"

@@ -17,6 +17,7 @@ from polycl.accounts import Accounts, Role
 from polycl.backup import back_up, restore
 from polycl.errors import InputError, StorageError
 from polycl.labels.library import Library
+from polycl.serving import alone, serving
 from polycl.settings import Settings
 from polycl.volume import Volume, write_volume
 
@@ -142,6 +143,19 @@ def test_labels_of_one_moment_while_others_save(settings: Settings, tmp_path: Pa
     finally:
         stop.set()
         saver.join()
+
+
+def test_not_under_a_server_that_works(settings: Settings, tmp_path: Path) -> None:
+    archive, fresh = tmp_path / "all.tar", Settings(state=tmp_path / "fresh")
+    back_up(settings, archive)
+    fresh.state.mkdir()
+    with serving(fresh.state), serving(fresh.state), pytest.raises(InputError, match="stop it first"):
+        restore(fresh, archive)
+    assert contents(fresh.state) == {}
+    with alone(fresh.state), pytest.raises(InputError, match="being restored"):
+        serving(fresh.state)
+    restore(fresh, archive)
+    assert kept(fresh) == kept(settings)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "foreign", "absent", "outside"])

@@ -75,14 +75,14 @@ def test_missing_and_altered_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_state_and_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert levels(doctor.state_folder(tmp_path / "new" / "state"))[0] == "ok"
+    assert levels(doctor.state_folder(Settings(state=tmp_path / "new" / "state")))[0] == "ok"
     assert not (tmp_path / "new").exists()
     usage = shutil.disk_usage(tmp_path)
     for free, level in ((1 << 20, "fail"), (5 << 30, "warn"), (50 << 30, "ok")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
-        assert levels(doctor.state_folder(tmp_path)) == ["ok", level]
+        assert levels(doctor.state_folder(Settings(state=tmp_path))) == ["ok", level]
     monkeypatch.setattr(doctor, "why_unwritable", lambda _: "Read-only file system")
-    assert levels(doctor.state_folder(tmp_path)) == ["fail"]
+    assert levels(doctor.state_folder(Settings(state=tmp_path))) == ["fail"]
 
 
 def test_stores(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polycl.errors import InputError
-from polycl.leases import Leases
+from polycl.leases import FRESH, Leases, notices
 
 pytestmark = pytest.mark.unit
 
@@ -95,6 +96,69 @@ def test_of_many_who_ask_at_once_one_gets_it(leases: Leases) -> None:
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda number: leases.take("a", f"person {number}"), range(16)))
     assert sum(lease is not None for lease in got) == 1
+
+
+def test_people_at_one_image_are_told_of_each_other(leases: Leases, clock: Clock) -> None:
+    leases.take("a", "ann")
+    assert leases.see("a", "bob") == ["ann"]
+    assert leases.see("a", "ann") == ["bob"]
+    assert leases.see("a", "") == ["ann", "bob"], "who gives no name is told, and not told of"
+    assert leases.see("b", "ann") == []
+    assert leases.at_work() == {"a": ["ann", "bob"], "b": ["ann"]}
+    clock.advance(31)
+    assert leases.see("a", "cid") == []
+    assert leases.at_work() == {"a": ["cid"]}
+
+
+def test_a_sign_of_work_holds_nothing_but_renews_ones_lease(leases: Leases, clock: Clock) -> None:
+    leases.see("a", "bob")
+    assert leases.held() == {}
+    assert leases.take("a", "ann") is not None
+    clock.advance(20)
+    assert leases.see("a", "ann") == ["bob"]
+    clock.advance(20)
+    assert leases.held()["a"].holder == "ann"
+    assert leases.see("a", "ann") == []
+    leases.release("a")
+    assert leases.at_work() == {"a": ["ann"]}, "the image may be worked on after its label was saved"
+
+
+def test_clicks_that_come_quickly_are_not_all_written(leases: Leases, tmp_path: Path, clock: Clock) -> None:
+    leases.see("a", "ann")
+    written = (tmp_path / "folder" / "leases.json").stat().st_mtime_ns
+    leases.see("a", "ann")
+    assert (tmp_path / "folder" / "leases.json").stat().st_mtime_ns == written
+    clock.advance(31 * (1 - FRESH))
+    leases.see("a", "ann")
+    assert (tmp_path / "folder" / "leases.json").stat().st_mtime_ns > written
+
+
+@pytest.mark.parametrize("minutes", [-24 * 60, 24 * 60])
+def test_a_clock_that_jumps_frees_all(leases: Leases, clock: Clock, minutes: float) -> None:
+    leases.take("a", "ann")
+    leases.see("a", "bob")
+    clock.advance(minutes)
+    assert leases.at_work() == {}
+    assert leases.take("a", "bob") is not None
+
+
+def test_what_an_earlier_version_kept_is_read(leases: Leases, tmp_path: Path, clock: Clock) -> None:
+    leases.take("a", "ann")
+    file = tmp_path / "folder" / "leases.json"
+    file.write_text(json.dumps({"format": 1, "leases": json.loads(file.read_text())["leases"]}))
+    assert leases.at_work() == {"a": ["ann"]}
+
+
+@pytest.mark.parametrize(
+    ("others", "lines"),
+    [
+        ([], []),
+        (["ann"], ["'ann' works on this image too"]),
+        (["a", "b"], ["'a', 'b' work on this image too"]),
+    ],
+)
+def test_a_notice(others: list[str], lines: list[str]) -> None:
+    assert notices(others) == lines
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.integers(0, 40)), max_size=12))

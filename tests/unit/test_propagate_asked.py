@@ -56,29 +56,90 @@ class TestClicks:
 
 class TestHistory:
     def replied(self, history: History, mask: np.ndarray) -> None:
-        found, _ = history.seeds(painted(mask), IMAGE)
-        history.replied(painted(mask), found, BLOCK)
+        history.replied(painted(mask), history.seeds(painted(mask), IMAGE), BLOCK)
 
     def test_of_the_last_replies_the_nearest_counts(self) -> None:
         history = History()
         self.replied(history, BLOCK & (np.arange(12) == 5))
         mended = BLOCK.copy()
         mended[8:, :, 7] = False
-        found, changed = history.seeds(painted(mended), IMAGE)
-        assert (sorted(found.seeds[OBJECT]), changed) == ([5, 7], [7])
-        history.replied(painted(mended), found, mended)
-        assert sorted(history.seeds(painted(mended), IMAGE)[0].seeds[OBJECT]) == [5, 7]
-        assert sorted(history.seeds(painted(BLOCK), IMAGE)[0].seeds[OBJECT]) == [5]
+        meant = history.seeds(painted(mended), IMAGE)
+        assert (sorted(meant.found.seeds[OBJECT]), meant.changed) == ([5, 7], [7])
+        history.replied(painted(mended), meant, mended)
+        assert sorted(history.seeds(painted(mended), IMAGE).found.seeds[OBJECT]) == [5, 7]
+        assert sorted(history.seeds(painted(BLOCK), IMAGE).found.seeds[OBJECT]) == [5]
 
     def test_one_slice_of_a_reply_is_not_the_reply(self) -> None:
         history = History()
         self.replied(history, BLOCK & (np.arange(12) == 5))
-        found, changed = history.seeds(painted(BLOCK & np.isin(np.arange(12), (5, 6))), IMAGE)
-        assert (sorted(found.seeds[OBJECT]), changed) == ([5, 6], [])
+        meant = history.seeds(painted(BLOCK & np.isin(np.arange(12), (5, 6))), IMAGE)
+        assert (sorted(meant.found.seeds[OBJECT]), meant.changed) == ([5, 6], [])
 
     def test_nothing_painted(self) -> None:
         with pytest.raises(InputError, match="empty"):
             History().seeds(painted(np.zeros(SHAPE, bool)), IMAGE)
+
+
+class TestWhatASegmenterFound:
+    THICK = Volume(np.zeros((20, 16, 24), np.int16), np.diag([1.0, 1.0, 7.0, 1.0]))
+    ORGAN = np.zeros((20, 16, 24), bool)
+    ORGAN[5:15, 4:12, 2:22] = True
+
+    def mended(self, *slices: int) -> np.ndarray:
+        mask = self.ORGAN.copy()
+        mask[10:, :, list(slices)] = False
+        return mask
+
+    def test_a_correction_is_carried_a_little_and_the_rest_holds(self) -> None:
+        meant = History().seeds(painted(self.mended(10)), self.THICK, [self.ORGAN])
+        assert meant.changed == [10]
+        assert meant.kept == frozenset({*range(1, 8), *range(13, 23)}), "two slices of 7 mm are within 20 mm"
+        seeds = meant.found.seeds[OBJECT]
+        assert sorted(seeds) == sorted(meant.kept | {10})
+        np.testing.assert_array_equal(seeds[10].mask, self.mended(10)[:, :, 10])
+        np.testing.assert_array_equal(seeds[7].mask, self.ORGAN[:, :, 7])
+
+    def test_a_further_correction_is_carried_as_well(self) -> None:
+        history = History()
+        history.replied(
+            painted(self.mended(10)),
+            history.seeds(painted(self.mended(10)), self.THICK, [self.ORGAN]),
+            self.mended(9, 10, 11),
+        )
+        meant = history.seeds(painted(self.mended(9, 10, 11, 14)), self.THICK, [self.ORGAN])
+        assert meant.changed == [14]
+        assert meant.kept == frozenset({*range(1, 8), *range(17, 23)})
+        assert sorted(meant.found.seeds[OBJECT]) == sorted(meant.kept | {10, 14}), "what a person painted stays a seed"
+
+    def test_a_slice_that_was_emptied_is_a_wall(self) -> None:
+        emptied = self.ORGAN & (np.arange(24) != 20)
+        meant = History().seeds(painted(emptied), self.THICK, [self.ORGAN])
+        assert meant.changed == [20]
+        assert not meant.found.seeds[OBJECT][20].present
+
+    def test_a_result_as_it_was_holds_everywhere(self) -> None:
+        meant = History().seeds(painted(self.ORGAN), self.THICK, [self.ORGAN])
+        assert meant.changed == []
+        assert sorted(meant.found.seeds[OBJECT]) == list(range(1, 23)), "the organ ends where it did"
+
+    def test_what_was_painted_beyond_an_end_is_joined_to_it(self) -> None:
+        found = self.ORGAN & (np.arange(24) >= 6) & (np.arange(24) < 16)
+        meant = History().seeds(painted(found | (self.ORGAN & (np.arange(24) == 21))), self.THICK, [found])
+        assert meant.changed == [21]
+        assert sorted(meant.found.seeds[OBJECT]) == [*range(5, 16), 21], "16 is no wall between them; 5 is one"
+
+    def test_what_was_saved_whole_counts_alike_where_there_was_no_reply(self) -> None:
+        mended = painted(self.mended(10))
+        meant = History().seeds(mended, self.THICK, saved=lambda: [self.ORGAN])
+        assert (meant.changed, 7 in meant.kept) == ([10], True)
+        assert History().seeds(mended, self.THICK, [self.ORGAN], lambda: pytest.fail("read for nothing")).changed == [
+            10
+        ]
+
+    def test_what_was_painted_by_hand_is_no_correction(self) -> None:
+        alone = self.mended(10) & (np.arange(24) == 10)
+        meant = History().seeds(painted(alone), self.THICK, [self.ORGAN, np.zeros_like(self.ORGAN)])
+        assert (sorted(meant.found.seeds[OBJECT]), meant.changed, meant.kept) == ([10], [], frozenset())
 
 
 class TestSessions:

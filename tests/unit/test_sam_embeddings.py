@@ -260,3 +260,20 @@ def test_a_disk_that_cannot_be_written_costs_no_answer(tmp_path: Path, caplog: p
     file.write_text("in the way")
     on_disk(file, n=3)
     assert caplog.text.count("not kept on disk") == 1
+
+
+def test_a_slice_that_takes_long_does_not_hold_up_who_closes(folder: Path) -> None:
+    cache, begun, go = EmbeddingCache(3 * BYTES, folder), threading.Event(), threading.Event()
+
+    def slow(_: EmbeddingKey) -> Embedding:
+        begun.set()
+        assert go.wait(PATIENCE)
+        return embedding()
+
+    job = cache.prefetch([key(0), key(1)], slow)
+    assert begun.wait(PATIENCE)
+    assert not cache.close(0.01)
+    go.set()
+    assert cache.close(PATIENCE)
+    assert job.stored == BYTES
+    assert key(1) not in cache

@@ -121,12 +121,20 @@ class ScoresAhead:
         """Something changed: images, labels, or the model."""
         self._wake.set()
 
-    def close(self) -> None:
+    def cancel(self) -> None:
         """Compute nothing more; the batch under way is finished."""
         self._closing.set()
         self._wake.set()
+
+    def close(self, seconds: float | None = None) -> bool:
+        """Cancel, and wait for the end; for so long at most. Whether it came.
+
+        At its priority one batch may take long beside other programs that compute.
+        """
+        self.cancel()
         if self._thread is not None:
-            self._thread.join(timeout=10)
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
 
     @property
     def generation(self) -> int:

@@ -33,7 +33,7 @@ def serve(
     """Serve STUDIES to 3D Slicer and OHIF until Ctrl-C."""
     settings = options.settings(device, precision)
     typer.echo("Starting …")
-    from polycl.server import run_server
+    from polycl.server import leave_server, run_server
     from polycl.server.exposure import must_sign_in
 
     def ready(address: str) -> None:
@@ -53,6 +53,7 @@ def serve(
             progress=report,
             insecure_public=insecure_public,
         )
+    leave_server()
 
 
 def _segment_sample(address: str) -> None:

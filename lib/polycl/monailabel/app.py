@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,13 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.utils.sessions import Sessions
 
 import polycl
 from polycl.acquisition.ahead import ScoresAhead
-from polycl.catalogue import Catalogue
+from polycl.catalogue import DEFAULT_SEGMENTER, SHIPPED, Catalogue
 from polycl.errors import InputError, ModelError, NotFoundError
 from polycl.labels.served import served_labels
-from polycl.leases import Leases
+from polycl.leases import Leases, notices
 from polycl.monailabel import click, headers, propagate, refine, train
 from polycl.monailabel.config import AppConfig
 from polycl.monailabel.engines import MISSING
@@ -31,8 +31,10 @@ from polycl.monailabel.pacs import PacsStore
 from polycl.monailabel.propagations import Propagations
 from polycl.monailabel.propagators import MISSING as NO_PROPAGATOR
 from polycl.monailabel.scoring import leases_of, scores_of
+from polycl.monailabel.sessions import OwnedSessions
 from polycl.monailabel.store import LabelRules, LocalStore
 from polycl.monailabel.strategy import strategies
+from polycl.monailabel.work import person
 from polycl.settings import Settings
 from polycl.telemetry import stages_took
 
@@ -115,7 +117,9 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         check_name("label_tag", tag)
         store = datastore or self.datastore()
         image = request.get("image")
+        started = time.perf_counter()
         added = {"image": self._image_path(image, store)}
+        fetched = time.perf_counter() - started
         if model in (refine.NAME, propagate.PAINTED):
             added |= refine.stored_label(request, store)
         try:
@@ -124,6 +128,9 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         except InputError as error:
             raise InputError(_by_role(str(error), request), hint=error.hint) from error
         stages_took(model, result["params"])
+        stages = {"fetch": fetched, **(result["params"].get("seconds") or {})}
+        headers.note(headers.TIMING, headers.timing(stages))
+        self._told_of_others(request, result["params"])
         made_by = result["params"].get("model")
         if isinstance(made_by, dict) and "version" in made_by:
             headers.note(headers.MODEL, f"{quote(made_by['name'])}@{made_by['version']}")
@@ -137,6 +144,15 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
                 raise
         return dict(result)
 
+    def _told_of_others(self, request: Mapping[str, Any], params: dict[str, Any]) -> None:
+        """Note that somebody works on the image, unless it is their own file, and tell them who else does."""
+        image = request.get("image")
+        if isinstance(image, str) and not Path(image).is_absolute():
+            told = notices(self.leases.see(image, person(request.get("client_id"))))
+            if told:
+                params["notes"] = [*params.get("notes", ()), *told]
+                headers.note(headers.NOTES, quote("; ".join(told)))
+
     def require_model(self, model: str) -> None:
         """ModelError for a model that cannot be used, NotFoundError for one that there is not."""
         if model in self._broken:
@@ -147,7 +163,8 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """MONAI Label's batch inference, on the device of the settings: choosing a GPU itself, it fails without."""
         self.runtime.ahead.enabled = False
-        return dict(super().batch_infer({**request, "multi_gpu": False}, datastore))
+        asked = {key: value for key, value in request.items() if key != "client_id"}  # nobody looks at these images
+        return dict(super().batch_infer({**asked, "multi_gpu": False}, datastore))
 
     def info(self) -> dict[str, Any]:
         """MONAI Label's, and counters of the embedding cache."""
@@ -182,12 +199,26 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         train.take_over()
         for task in self._trainers.values():
             task.serve(self.datastore())
-            atexit.register(task.trainer.close)
-        atexit.register(self.runtime.engines.cache.close)  # a thread that torch works in may not outlive Python
+        atexit.register(self.close)
         if self.runtime.settings.score_ahead:
-            atexit.register(self.scores.close)
             self.scores.start()
         super().on_init_complete()
+
+    def stop(self) -> None:
+        """The server goes down: nothing new is begun."""
+        self.runtime.stop()
+        self.scores.cancel()
+
+    def close(self, seconds: float | None = None) -> bool:
+        """Stop, and wait for the threads that compute, each for so long at most. Whether all have ended.
+
+        One that torch works in may not outlive Python.
+        """
+        self.stop()
+        for task in self._trainers.values():
+            task.trainer.close()
+        ended = [self.scores.close(seconds), self.runtime.engines.cache.close(seconds)]
+        return all(ended)
 
     def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
         """Called when a client has saved a label: training may start by itself."""
@@ -198,7 +229,10 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         return {}
 
     def _names(self) -> list[str]:
-        known = self.catalogue.names("segmenter")
+        def place(name: str) -> tuple[bool, bool]:
+            return name != DEFAULT_SEGMENTER, self.catalogue.entry(name).path.parent == SHIPPED
+
+        known = sorted(self.catalogue.names("segmenter"), key=place)  # the site's own before others that ship
         if unknown := [name for name in self.config.models if name not in known]:
             raise NotFoundError(f"--conf models {', '.join(unknown)}: no such model; there are: {', '.join(known)}")
         return list(self.config.models) or known
@@ -217,16 +251,17 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
             raise NotFoundError(f"no image {image!r} in this store; GET /datastore/?output=all lists them")
         return str(path)
 
-    def _load_sessions(self, load: bool = False) -> Sessions | None:
+    def _load_sessions(self, load: bool = False) -> OwnedSessions | None:
         """Images that clients sent; in the state folder unless MONAI Label was told another place."""
-        folder = server_settings.MONAI_LABEL_SESSION_PATH or str(self.runtime.settings.sessions)
-        return Sessions(folder, server_settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
+        settings = self.runtime.settings
+        folder = Path(server_settings.MONAI_LABEL_SESSION_PATH or settings.sessions)
+        return OwnedSessions(folder, settings.session_minutes, int(settings.session_room)) if load else None
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """MONAI Label would fetch a program from the network here, to write DICOM SEG; here `polycl.dicomseg` does."""
         settings = self.runtime.settings
         folder = server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or settings.store / "dicomweb"
-        return PacsStore(self.studies, Path(folder), self._label_rules())
+        return PacsStore(self.studies, Path(folder), self._label_rules(), int(settings.pacs_room))
 
     def _label_rules(self) -> LabelRules:
         runtime, settings = self.runtime, self.runtime.settings

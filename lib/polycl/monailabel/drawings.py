@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polycl.errors import InputError
-from polycl.monailabel.refine import ERASED, PAINTED, names_of, require_names, sent_or_stored
+from polycl.errors import InputError, PolyclError
+from polycl.monailabel.refine import ERASED, PAINTED, STORED, STORED_INFO, names_of, require_names, sent_or_stored
 from polycl.propagate.painted import Painted
 from polycl.volume import Volume, read_volume
 
@@ -67,6 +67,20 @@ def read_drawing(request: Mapping[str, Any], max_voxels: int) -> Drawing:
         return Drawing(labels, names, UNNAMED, None)
     name = UNNAMED if structures[0].isdigit() else structures[0]
     return Drawing(labels, names, name, names[structures[0]])
+
+
+def saved_whole(request: Mapping[str, Any], name: str, image: Volume, max_voxels: int) -> list[NDArray[np.bool_]]:
+    """The structure in the stored label, canonical, if that tells of all slices: a viewer may have loaded it."""
+    info = request.get(STORED_INFO) or {}
+    record = info.get("record") or {}
+    if record.get("known", {}).get(name) != "all" or name not in record.get("labels", {}):
+        return []
+    try:
+        labels = read_volume(request[STORED], kind="label", max_voxels=max_voxels)
+        image.require_same_grid(labels, "the stored label")
+    except PolyclError:
+        return []
+    return [labels.canonical().voxels == record["labels"][name]]
 
 
 def _selected(request: Mapping[str, Any]) -> str:

@@ -25,6 +25,9 @@ from polycl.monailabel.current import CurrentModel, Loaded
 from polycl.monailabel.engines import Engines
 from polycl.monailabel.images import VolumeCache
 from polycl.monailabel.request import NO_REFINEMENT, SegmentRequest, refine_parameters
+from polycl.monailabel.segmented import Found, Segmentations
+from polycl.monailabel.work import owner
+from polycl.serving import serving
 from polycl.settings import Settings
 from polycl.volume import Volume, read_volume, write_volume
 from polycl.window import seen_through
@@ -49,9 +52,11 @@ class Runtime:
         self.engines = Engines(settings)
         self.ahead = Ahead(self.images, self.engines, settings.embed_ahead)
         self.replies = ReplyLog(settings.cache / "replies")
+        self.segmentations = Segmentations()
         self.stopping = threading.Event()
         self.results = settings.cache / "results"
         self.results.mkdir(parents=True, exist_ok=True)
+        self._serving = serving(settings.state)  # held as long as this is in use
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def stop(self) -> None:
@@ -133,7 +138,7 @@ class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
         asked for, the reply says whether the result is `refined`, and what was done or why not.
         """
         model = self.model()
-        segmenter, labels = model.segmenter, model.segmenter.header.labels
+        labels = model.segmenter.header.labels
         wanted = SegmentRequest.parse(request, labels)
         how = refine_parameters(request) if wanted.refine else None
         if wanted.refine:
@@ -143,20 +148,22 @@ class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
         if how and how.window is not None:
             seen_through(how.window, image.window)  # refused now, not after the segmentation
         clock.append(time.perf_counter())
-        with self._runtime.device_lock(str(segmenter.where.device)):
-            mask = segmenter.segment(image, labels=wanted.labels, progress=self._runtime.progress)
+        asked = {name: index for name, index in labels.items() if wanted.labels is None or name in wanted.labels}
+        found = self._found(image, model)
+        mask = found.on(image, asked.values())
         clock.append(time.perf_counter())
         notes: dict[str, Any] = {}
         if wanted.refine and how:
             mask, notes = self._runtime.engines.refined(image, mask, wanted.refine, how, self._runtime.progress)
+            found = Found.of(mask)
             clock.append(time.perf_counter())
         path = self._runtime.write(mask, wanted.extension, wanted.compress)
         clock.append(time.perf_counter())
         self._runtime.replies.note(image, mask, labels, ModelVersion(name=model.name, sha256=model.sha256))
+        self._runtime.segmentations.show(owner(), image, found, asked)
         self._runtime.ahead.opened(wanted.image, middle_slice(mask))
         stages = ("read", "segment", *(("refine",) if how else ()), "write")
         seconds = {stage: round(end - start, 3) for stage, start, end in zip(stages, clock, clock[1:], strict=False)}
-        asked = {name: index for name, index in labels.items() if wanted.labels is None or name in wanted.labels}
         return path, {
             "label_names": dict(labels),
             "volumes_ml": organ_volumes(mask, asked),
@@ -164,6 +171,18 @@ class SegmentTask(InferTask):  # type: ignore[misc, unused-ignore]
             "seconds": seconds | {"total": round(clock[-1] - clock[0], 3)},
             **notes,
         }
+
+    def _found(self, image: Volume, model: Loaded) -> Found:
+        """All that the model finds, computed only if it was not just before."""
+        known, sha256 = self._runtime.segmentations, model.sha256
+        if (found := known.get(image, sha256)) is not None:
+            return found
+        with self._runtime.device_lock(str(model.segmenter.where.device)):
+            found = known.get(image, sha256)  # by who asked for the same meanwhile
+            if found is None:
+                found = Found.of(model.segmenter.segment(image, progress=self._runtime.progress))
+                known.keep(image, sha256, found)
+        return found
 
 
 def middle_slice(mask: Volume) -> int | None:

@@ -32,6 +32,7 @@ from pydicom.dataset import Dataset
 from polycl.dicomseg import SourceSeries
 from polycl.errors import InputError, NotFoundError
 from polycl.labels.saving import Saved, Sent
+from polycl.monailabel import pacs_room
 from polycl.monailabel.outbox import Entry, Outbox
 from polycl.monailabel.pacs_client import PacsError, connect, instances_of, store
 from polycl.monailabel.pacs_segs import PacsSeg, PacsSegs, seg_of
@@ -49,11 +50,15 @@ FIRST_TRY_SECONDS = 10.0
 
 
 class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-ignore]
-    """The series of the PACS at `url`, kept in a folder of `cache` once used. InputError if `url` is no address."""
+    """The series of the PACS at `url`, kept in a folder of `cache` once used. InputError if `url` is no address.
 
-    def __init__(self, url: str, cache: Path, rules: LabelRules | None = None) -> None:
+    `room`: bytes that series may take; those with a label here stay.
+    """
+
+    def __init__(self, url: str, cache: Path, rules: LabelRules | None = None, room: int | None = None) -> None:
         if rules is not None:
             self.rules = rules
+        self._room = room
         self._guard = threading.Lock()
         self._transfers: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._lists: dict[str, tuple[float, list[str]]] = {}
@@ -75,8 +80,12 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         with self._guard:
             transfer = self._transfers.setdefault(image_id, threading.Lock())
         with transfer:
-            if not target.exists():
+            if target.exists():
+                pacs_room.used(target)
+            else:
                 self._fetch(image_id, target)
+                if self._room is not None:
+                    pacs_room.make_room(target.parent, self._room, self._forget)
         return str(target)
 
     def place(self, uid: str) -> Path:
@@ -227,6 +236,24 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         with self._changing():
             image = DataModel(info=info, ext=".nii.gz")
             self._datastore.objects[uid] = ImageLabelModel(image=image, labels=self._labels(uid))
+
+    def _forget(self, uid: str) -> bool:
+        """Remove a series from this disk, unless it has a label here or is just fetched; whether it is gone."""
+        target = self.place(uid)
+        with self._guard:
+            transfer = self._transfers.setdefault(uid, threading.Lock())
+        if not transfer.acquire(blocking=False):
+            return False
+        try:
+            with self._changing():
+                if self._labels(uid):
+                    return False
+                self._datastore.objects.pop(uid, None)
+            target.unlink(missing_ok=True)
+            shutil.rmtree(target.with_name(uid), ignore_errors=True)
+            return True
+        finally:
+            transfer.release()
 
     def _series(self, uid: str) -> Dataset:
         for found in self._search({"SeriesInstanceUID": uid}):

@@ -19,7 +19,7 @@ from polycl.clicks import canonical_box
 from polycl.errors import InputError
 from polycl.labels.record import ModelVersion
 from polycl.monailabel.click import ClickRequest, roi_of
-from polycl.monailabel.drawings import MAX_TEXT, read_drawing
+from polycl.monailabel.drawings import MAX_TEXT, read_drawing, saved_whole
 from polycl.monailabel.infer import middle_slice, organ_volumes
 from polycl.monailabel.propagations import ANY_GUIDE, NO_GUIDE, Choices, Propagations, Session
 from polycl.monailabel.request import ImageRequest
@@ -166,7 +166,8 @@ class PropagatePaintedTask(PropagateTask):
             painted, limits = drawing.painted(), _limits(request, image)
             with self._session(running, image) as session:
                 segmented = self._runtime.segmentations.shown(running.owner, image, asked.label)
-                meant = session.history.seeds(painted, image, segmented)
+                saved = partial(saved_whole, request, asked.label, image, settings.max_voxels)
+                meant = session.history.seeds(painted, image, segmented, saved)
                 result = self._shared.carry(session, asked.choices, engine, running, meant.found, limits)
                 session.history.replied(painted, meant, result.canonical().voxels == OBJECT)
                 known = told_of(session)

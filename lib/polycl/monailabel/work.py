@@ -13,6 +13,10 @@ from typing import Any
 
 from polycl.errors import Cancelled, NotFoundError
 
+WINDOW = "ohif-"
+"""How our script in OHIF begins the id of a window (`server/viewer/polycl.js`)."""
+MAX_NAME = 200
+
 
 @dataclass(eq=False)
 class Running:
@@ -95,3 +99,16 @@ def owner() -> str:
 
     connection = current.get()
     return connection.client if connection else ""
+
+
+def person(client_id: object) -> str:
+    """Name by which colleagues know who sent the request under way: the login, else what the client calls itself.
+
+    "" for nobody by name, as OHIF is; its windows tell themselves apart by ids that mean nothing to people.
+    """
+    from polycl.server.connection import identity
+
+    if (user := identity()) is not None:
+        return user.name
+    name = client_id if isinstance(client_id, str) else ""
+    return "" if name.startswith(WINDOW) else name[:MAX_NAME]

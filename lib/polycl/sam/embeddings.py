@@ -164,17 +164,18 @@ class EmbeddingCache:
             held |= {"waiting": len(self._jobs), "disk_capacity": self._disk.capacity if self._disk else 0}
             return asdict(self._counts) | held
 
-    def close(self) -> None:
-        """Cancel all that waits, and write what is to be on disk."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Cancel all that waits, and write what is to be on disk. Whether the slice under way was done in time."""
         with self._changed:
             for job in self._jobs:
                 job.cancel()
             worker = self._worker
             self._changed.notify_all()
         if worker is not None:
-            worker.join()
+            worker.join(seconds)
         if self._disk is not None:
             self._disk.close()
+        return worker is None or not worker.is_alive()
 
     def _get(self, key: EmbeddingKey, compute: Callable[[], Embedding], *, ahead: bool) -> Embedding:
         with self._changed:

@@ -16,6 +16,7 @@ from polycl.labels.saving import LABEL_SUFFIXES
 from polycl.monailabel.folders import BadRequest, check_id, is_within
 from polycl.monailabel.store import IndexedStore, LocalStore
 from polycl.server.connection import identity
+from polycl.server.parameters import check_noted, keep_known
 from polycl.server.uploads import check_upload, prepare_archive, prepare_image, suffix_of
 
 NAMES = ("model", "image", "id", "label", "tag", "strategy", "session_id")
@@ -46,7 +47,9 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
     _check_allowed(name, arguments)
     _check_there(name, arguments)
     _check_supported(name, arguments)
+    check_noted(name, arguments)
     _check_files(name, arguments)
+    keep_known(name, arguments)
 
 
 class NotAllowed(PolyclError):
@@ -127,9 +130,10 @@ def _check_files(name: str, arguments: dict[str, Any]) -> None:
             _keep_file(arguments)
     if name == "api_add_image":
         prepare_image(arguments)
-    if arguments.get("uncompress"):
-        for file in arguments["files"]:
-            prepare_archive(file)
+    if name == "api_create_session":
+        unpacked = [prepare_archive(file) if arguments["uncompress"] else file.size or 0 for file in arguments["files"]]
+        if (sessions := app_instance().sessions()) is not None:
+            sessions.require_room(sum(unpacked))
 
 
 def _keep_file(arguments: dict[str, Any]) -> None:

@@ -1,15 +1,19 @@
-"""What every request passes before MONAI Label sees it: host, origin, sign-in, role, size. Around it all, the headers.
+"""What every request passes before MONAI Label sees it: host, origin, sign-in, role, size, room on the disk.
+
+Around it all, the headers.
 
 Where nobody has to sign in, the server is for those at its own machine: a browser must know it by a name of this
 machine, and everybody may do what an admin may.
 """
 
+import asyncio
 import logging
 import re
 import time
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from anyio.to_thread import run_sync
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,6 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polycl import telemetry
 from polycl.audit import Audit
+from polycl.errors import StorageError
+from polycl.room import Room
 from polycl.server import trail
 from polycl.server.connection import Connection, Identity, current, new_request_id
 from polycl.server.exposure import is_loopback
@@ -30,19 +36,25 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY = 8 << 20
 """Bytes of a body that is no upload."""
+PATIENCE_S = 60.0
+"""How long the next piece of a body may take."""
 FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Who is let in. `hosts`: names that browsers may know the server by; any if None. `sign_in`: None for nobody."""
+    """Who is let in. `hosts`: names that browsers may know the server by; any if None. `sign_in`: None for nobody.
+
+    `room`: on the disks that what is sent goes to.
+    """
 
     origins: list[str] = field(default_factory=list)
     hosts: frozenset[str] | None = None
     sign_in: SignIn | None = None
     max_upload: int = 4 << 30
     audit: Audit | None = None
+    room: Room | None = None
 
 
 class Guard:
@@ -60,8 +72,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
+        named = headers.get("x-request-id", "")
+        request_id = named if REQUEST_ID.fullmatch(named) else new_request_id()
         path, status = scope["path"], 0
 
         async def hardened(message: Message) -> None:
@@ -77,8 +89,10 @@ class Guard:
             route = route_of(scope["method"], path)
             limit = self.rules.max_upload if route and route.uploads else MAX_BODY
             identity = await self._admitted(Request(scope), route)
-            if (length := headers.get("content-length", "")).isdecimal() and scope["method"] not in SAFE:
-                _check_size(int(length), limit)
+            given = headers.get("content-length", "")
+            length = int(given) if given.isdecimal() and scope["method"] not in SAFE else 0
+            _check_size(length, limit)
+            await self._check_room(route, length)
         except HTTPException as refusal:
             await _answer(Request(scope), refusal)(scope, receive, hardened)
             telemetry.request_took(scope["method"], route.path if route else None, refusal.status_code, 0.0)
@@ -94,6 +108,16 @@ class Guard:
             current.reset(token)
             if self.rules.audit is not None:
                 await trail.tell(self.rules.audit, scope, connection, status)
+
+    async def _check_room(self, route: Route | None, length: int) -> None:
+        """HTTPException for what would stay here, or is large, where a disk is nearly full; before its body is read."""
+        if self.rules.room is None or route is None or not (route.writes or length > MAX_BODY):
+            return
+        try:
+            await run_sync(self.rules.room.require, length)
+        except StorageError as error:
+            logger.error("%s", error.in_full())
+            raise HTTPException(error.status, str(error)) from None
 
     async def _admitted(self, request: Request, route: Route | None) -> Identity | None:
         """Who asks. HTTPException for a request that is refused."""
@@ -148,12 +172,19 @@ def _check_size(size: int, limit: int) -> None:
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
-    """`receive` that refuses a body which grows above the limit, whatever its headers say."""
-    size = 0
+    """`receive` that refuses a body which grows above the limit, whatever its headers say, or stops to come."""
+    size, whole = 0, False
 
     async def counted() -> Message:
-        nonlocal size
-        message = await receive()
+        nonlocal size, whole
+        if whole:  # what comes now is that the client goes away
+            return await receive()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"nothing more of the request came for {PATIENCE_S:g} s") from None
+        whole = not message.get("more_body", False)
         size += len(message.get("body", b""))
         _check_size(size, limit)
         return message

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from monailabel.interfaces.utils.app import app_instance
 
 from polycl.errors import InputError, NotFoundError
 from polycl.labels.saving import LABEL_SUFFIXES, Saved
+from polycl.leases import notices
 from polycl.monailabel.store import IndexedStore, LocalStore
+from polycl.monailabel.work import person
 from polycl.server.connection import identity
 from polycl.server.trail import note
 from polycl.server.uploads import on_disk, suffix_of
@@ -36,6 +39,8 @@ def save_label(arguments: dict[str, Any]) -> dict[str, Any]:
         sent = store.sent(path, params, annotator=_annotator(params, arguments.get("user")))
         saved = store.keep_label(image, tag, sent)
     note(client=sent.annotator, image=image, tag=tag, version=saved.record.version)
+    told = notices(app.leases.see(image, person(sent.annotator)))
+    saved = replace(saved, notes=(*saved.notes, *told))
     return _called(app, image) | {"image": image, "label": image} | reply(saved)
 
 

@@ -1,6 +1,5 @@
 """`/metrics`: what `polycl.telemetry` counted, and how things stand at this moment."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.responses import Response
 
 from polycl.learning.runs import follow
 from polycl.monailabel.train import NAME
+from polycl.room import free_bytes
 from polycl.server.lanes import lanes
 from polycl.telemetry import REGISTRY
 
@@ -39,8 +39,8 @@ class _Now:
         yield running
         yield from _cache(app.runtime.engines.cache.statistics())
         free = GaugeMetricFamily("polycl_disk_free_bytes", "Free on the disk of a folder.", labels=["folder"])
-        free.add_metric(["state"], shutil.disk_usage(app.runtime.settings.state).free)
-        free.add_metric(["store"], shutil.disk_usage(app.datastore().folder).free)
+        free.add_metric(["state"], free_bytes(app.runtime.settings.state))
+        free.add_metric(["store"], free_bytes(app.datastore().folder))
         yield free
         yield from _training(app)
         yield from _gpu()

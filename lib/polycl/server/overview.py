@@ -119,7 +119,7 @@ def queue(strategy: str, count: int = QUEUE) -> dict[str, Any]:
     offered = {name: task for name, task in app._strategies.items() if isinstance(task, NextImage)}
     if strategy not in offered or strategy == "random":
         raise NotFoundError(f"no queue of {strategy!r}; there are: {', '.join(_queues(offered))}")
-    progress, held = app.scores.progress(), app.leases.held()
+    progress, held, people = app.scores.progress(), app.leases.held(), app.leases.at_work()
     unlabelled = sorted(set(app.datastore().get_unlabeled_images()) - progress.skipped.keys())
     method = METHODS.get(strategy)
     if method is None:
@@ -138,7 +138,8 @@ def queue(strategy: str, count: int = QUEUE) -> dict[str, Any]:
         "images": progress.total,
         "unlabelled": len(unlabelled),
         "skipped": [{"image": image, "reason": reason} for image, reason in progress.skipped.items()],
-        "items": [_item(image, slices, image in held) for image in chosen],
+        "items": [_item(image, slices, image in held) | {"people": people.get(image, [])} for image in chosen],
+        "at_work": [{"image": image, "people": names} for image, names in people.items()],
     }
 
 
@@ -188,7 +189,7 @@ def _state(app: Any) -> dict[str, object]:
         "runs": ran,
         "models": [versions, _encoders()],
         "labels": saved,
-        "queue": [saved, app.scores.generation, scores.total, sorted(app.leases.held())],
+        "queue": [saved, app.scores.generation, scores.total, sorted(app.leases.held()), app.leases.at_work()],
         "cache": app.runtime.engines.cache.statistics(),
     }
 

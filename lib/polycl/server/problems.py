@@ -12,6 +12,7 @@ from monailabel.interfaces.exception import (
     MONAILabelError,
     MONAILabelException,
 )
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from polycl.errors import PolyclError, StorageError
 from polycl.labels.storage import FULL
@@ -30,8 +31,11 @@ _MISNAMED = {
 
 def to_http(error: Exception) -> HTTPException:
     """The answer to a request that raised `error`. What is not the client's doing is logged under the id it gets."""
-    if isinstance(error, HTTPException):
-        return _known(error)
+    if isinstance(error, AnyHTTPException):
+        own = (
+            error if isinstance(error, HTTPException) else HTTPException(error.status_code, error.detail, error.headers)
+        )
+        return _known(own)  # Starlette's, as of a body that cannot be parsed, are not FastAPI's
     if isinstance(error, PolyclError):
         again = getattr(error, "retry_after", None)
         return HTTPException(error.status, str(error), None if again is None else {"Retry-After": str(again)})

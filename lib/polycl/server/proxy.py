@@ -32,7 +32,8 @@ PASSED_BACK = (
     *("etag", "last-modified", "cache-control", "warning", "x-total-count"),
 )
 RESOURCE = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@|-]+")
-PIECE_BYTES = 1 << 16
+PIECE_BYTES = 1 << 20
+"""An image of a CT at once: each piece goes through a thread."""
 
 
 def forward(service: Service, arguments: dict[str, Any]) -> Response:

@@ -19,12 +19,13 @@ READER, ANNOTATOR, REVIEWER, ADMIN = Role
 
 @dataclass(frozen=True)
 class Route:
-    """A row of the table. `uploads`: the body may be a file."""
+    """A row of the table. `uploads`: the body may be a file; `writes`: what comes stays here, and needs room."""
 
     methods: tuple[str, ...]
     path: str
     access: Access
     uploads: bool = False
+    writes: bool = False
 
 
 TABLE: tuple[Route, ...] = (
@@ -47,8 +48,9 @@ TABLE: tuple[Route, ...] = (
     Route(READ, "/ohif**", READER),
     Route(READ, "/static/**", READER),
     Route(READ, "/polycl**", READER),
-    Route(("DELETE",), "/polycl/work/{}", READER),  # one's own
     Route(("DELETE",), "/polycl/work/{}", READER),  # only what one asked for oneself
+    Route(("POST",), "/polycl/api/training/start", REVIEWER, writes=True),
+    Route(("POST",), "/polycl/api/pretraining/start", REVIEWER, writes=True),
     Route(ANY, "/polycl**", REVIEWER),
     # Work on studies. Saving the result of an inference needs an annotator; see `polycl.server.checks`.
     Route(READ, "/info/", READER),
@@ -57,7 +59,7 @@ TABLE: tuple[Route, ...] = (
     Route(("POST",), "/infer/{}", READER, uploads=True),
     Route(("POST",), "/activelearning/{}", READER),
     Route(READ, "/session/{}", READER),
-    Route(("PUT",), "/session/", READER, uploads=True),
+    Route(("PUT",), "/session/", READER, uploads=True, writes=True),
     Route(("DELETE",), "/session/{}", READER),
     Route(READ, "/datastore/dataset", ANNOTATOR),
     Route(READ, "/datastore/", READER),
@@ -65,10 +67,10 @@ TABLE: tuple[Route, ...] = (
     Route(READ, "/datastore/image/info", READER),
     Route(READ, "/datastore/label", READER),
     Route(READ, "/datastore/label/info", READER),
-    Route(("PUT",), "/datastore/", ANNOTATOR, uploads=True),
-    Route(("PUT",), "/datastore/image", ANNOTATOR, uploads=True),
+    Route(("PUT",), "/datastore/", ANNOTATOR, uploads=True, writes=True),
+    Route(("PUT",), "/datastore/image", ANNOTATOR, uploads=True, writes=True),
     Route(("PUT",), "/datastore/image/info", ANNOTATOR),
-    Route(("PUT",), "/datastore/label", ANNOTATOR, uploads=True),
+    Route(("PUT",), "/datastore/label", ANNOTATOR, uploads=True, writes=True),
     Route(("PUT",), "/datastore/label/info", ANNOTATOR),
     Route(("PUT",), "/datastore/updatelabelinfo", ANNOTATOR),
     Route(("DELETE",), "/datastore/label", REVIEWER),
@@ -79,15 +81,15 @@ TABLE: tuple[Route, ...] = (
     Route(("POST",), "/proxy/dicom/**", ANNOTATOR),
     # What all others work with afterwards.
     Route(READ, "/train/", READER),
-    Route(("POST",), "/train/", REVIEWER),
-    Route(("POST",), "/train/{}", REVIEWER),
+    Route(("POST",), "/train/", REVIEWER, writes=True),
+    Route(("POST",), "/train/{}", REVIEWER, writes=True),
     Route(("DELETE",), "/train/", REVIEWER),
     Route(READ, "/scoring/", READER),
     Route(("POST",), "/scoring/", REVIEWER),
     Route(("POST",), "/scoring/{}", REVIEWER),
     Route(("DELETE",), "/scoring/", REVIEWER),
     Route(READ, "/batch/infer", READER),
-    Route(("POST",), "/batch/infer/{}", ADMIN),
+    Route(("POST",), "/batch/infer/{}", ADMIN, writes=True),
     Route(("DELETE",), "/batch/infer", ADMIN),
     # The machine.
     Route(READ, "/logs/", ADMIN),

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from polycl.errors import InputError
 from polycl.server.environment import configure, log_to
 from polycl.server.exposure import check_exposure
 from polycl.server.imports import Progress
 from polycl.server.studies import open_studies
+from polycl.serving import serving
 from polycl.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+logger = logging.getLogger(__name__)
+
 HOST = "127.0.0.1"
 PORT = 8000
 SECONDS_TO_FINISH = 10
 """How long a stopping server waits for requests that still run."""
+SECONDS_TO_END = 2.0
+"""And then for each thread that computes ahead."""
 
 
 def run_server(
@@ -51,7 +59,7 @@ def run_server(
     settings = settings or Settings()
     settings.prepare()
     check_exposure(host, settings, insecure_public)
-    with contextlib.closing(bind(host, port)) as listener:
+    with contextlib.closing(bind(host, port)) as listener, serving(settings.state):
         port = listener.getsockname()[1]
         log_to(settings.logs, settings.log)
         app = create_app(open_studies(studies, settings, progress), settings, host=host, port=port)
@@ -116,13 +124,34 @@ def _serve(app: FastAPI, listener: socket.socket, address: str, on_ready: Callab
             stop()
             await super().shutdown(sockets)
 
-    stop = app_instance().runtime.stop  # an app that cannot start says why here, not in uvicorn's log
+    stop = app_instance().stop  # an app that cannot start says why here, not in uvicorn's log
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
     server = Server(config)
     with _quiet_signals():
         server.run(sockets=[listener])
     if not server.started:
         raise InputError("the server did not start; its log says why")
+
+
+def leave_server() -> NoReturn:
+    """End this process, in which `run_server` returned; see `leave`."""
+    from monailabel.interfaces.utils.app import app_instance
+
+    leave(app_instance().close)
+
+
+def leave(close: Callable[[float], bool]) -> NoReturn:
+    """End this process, whose server has stopped, in order; `close` waits so many seconds for what computes ahead.
+
+    Without Python's own end, which waits for threads that sleep, and in which the process is aborted where torch still
+    computes in one.
+    """
+    if not close(SECONDS_TO_END):
+        logger.info("what is computed ahead is given up")
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 @contextlib.contextmanager

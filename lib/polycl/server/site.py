@@ -1,5 +1,6 @@
 """Puts the guard before MONAI Label's application, and answers what is ours: signing in, health."""
 
+from pathlib import Path
 from typing import cast
 
 from anyio.to_thread import run_sync
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from polycl.audit import Audit
 from polycl.errors import InputError
+from polycl.room import Room
 from polycl.server.authority import authority_of
 from polycl.server.exposure import known_hosts
 from polycl.server.guard import Guard, Rules
@@ -32,12 +34,22 @@ def protect_site(app: FastAPI, settings: Settings, host: str, port: int) -> None
         sign_in,
         int(settings.max_upload),
         Audit(settings.audit),
+        _room(settings),
     )
     app.middleware_stack = None  # built anew at the next request
     app.user_middleware = [one for one in app.user_middleware if cast(object, one.cls) not in (Guard, Ours)]
     app.add_middleware(Ours, sign_in=sign_in)
     app.add_middleware(Guard, rules=rules)
     restrict_origins(app, host, port)  # outermost: a browser asks before it sends a token or cookie
+
+
+def _room(settings: Settings) -> Room:
+    """Of the state folder, and of a folder of studies elsewhere."""
+    from monailabel.config import settings as server_settings
+
+    studies = server_settings.MONAI_LABEL_STUDIES
+    local = () if studies.startswith(("http://", "https://")) or not studies else (Path(studies),)
+    return Room((settings.state, *local), int(settings.disk_reserve))
 
 
 def refuse_their_login() -> None:

@@ -48,33 +48,35 @@ def prepare_image(arguments: dict[str, Any]) -> None:
         read_volume(path, allow_any_values=any_values, max_voxels=_max_voxels())
 
 
-def prepare_archive(file: UploadFile) -> None:
-    """InputError unless the file is a zip archive that can be unpacked, into one folder and to a size that is allowed.
+def prepare_archive(file: UploadFile) -> int:
+    """Bytes that a zip archive unpacks to. InputError unless it can be, into one folder and to a size that is allowed.
 
     Tar archives are not taken: they may hold links and devices.
     """
     suffix_of(file, (".zip",), "archives")
-    file.filename = "archive.zip"
+    file.filename, size = "archive.zip", 0
     try:
         with zipfile.ZipFile(file.file) as archive:
-            _check_members(archive.infolist())
+            size = _check_members(archive.infolist())
             broken = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):  # the last two: encrypted, …
         broken = "all of it"
     if broken is not None:
         raise InputError("the archive cannot be unpacked: it is no zip file, or it is damaged or encrypted")
     file.file.seek(0)
+    return size
 
 
-def _check_members(members: list[zipfile.ZipInfo]) -> None:
-    """InputError for a bomb, or what would lie elsewhere. No member unpacks to more bytes than it says."""
-    limit = int(app_instance().runtime.settings.max_upload)
-    if len(members) > MAX_FILES or sum(member.file_size for member in members) > limit:
+def _check_members(members: list[zipfile.ZipInfo]) -> int:
+    """Bytes of all. InputError for a bomb, or what would lie elsewhere. No member unpacks to more than it says."""
+    limit, size = int(app_instance().runtime.settings.max_upload), sum(member.file_size for member in members)
+    if len(members) > MAX_FILES or size > limit:
         raise InputError(f"the archive is too large: {MAX_FILES} files of {limit} bytes in all are allowed")
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or stat.S_ISLNK(member.external_attr >> 16):
             raise InputError("the archive holds a file that would lie outside of its folder, or a link")
+    return size
 
 
 def suffix_of(file: UploadFile, suffixes: tuple[str, ...], what: str) -> str:

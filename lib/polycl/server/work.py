@@ -39,7 +39,8 @@ def cancel(number: str) -> dict[str, Any]:
 
 def install(app: FastAPI) -> None:
     """Add these routes to MONAI Label's application, once; before the page, which answers all of `/polycl/`."""
-    if not any(getattr(route, "path", "") == PATH for route in app.routes):
+    if not getattr(app.state, "polycl_work", False):  # a router that was included does not show its paths
+        app.state.polycl_work = True
         app.include_router(api)
 
 

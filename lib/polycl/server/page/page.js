@@ -115,6 +115,10 @@ function drawQueue(data) {
   const nodes = [h("p", { class: "quiet" }, `${sentence(data.strategies[data.strategy])} ${scored}`)];
   if (!data.items.length) nodes.push(h("p", null, data.images || data.unlabelled ? "Every image has a label." : "There are no images yet. Add some to the folder of studies, or upload them from 3D Slicer."));
   else nodes.push(h("ol", { class: "queue", role: "list" }, data.items.map(study)));
+  if (data.at_work.length) {
+    nodes.push(h("h3", null, "At work now"), h("ul", { class: "people" }, data.at_work.map((one) =>
+      h("li", { class: one.people.length > 1 ? "bad" : null }, `${one.image}: ${working(one.people)}`))));
+  }
   if (data.skipped.length) {
     nodes.push(h("details", { "data-key": "skipped" },
       h("summary", { "data-key": "skipped-summary" }, `${plural(data.skipped.length, "image")} left out`),
@@ -133,8 +137,10 @@ function study(item) {
     h("h3", null, item.image),
     where ? h("p", null, `Slice ${where.number + 1} of ${where.of}, from the feet`) : h("p", { class: "quiet" }, "not scored yet"),
     where && h("p", { class: "small quiet" }, `image ${where.index + 1} in OHIF, S ${where.ras[2].toFixed(1)} mm in Slicer`),
-    item.held && h("span", { class: "badge" }, "somebody works on it")));
+    (item.held || item.people.length > 0) && h("span", { class: "badge" }, working(item.people))));
 }
+
+const working = (people) => people.length ? `${people.join(" and ")} ${people.length === 1 ? "works" : "work"} on it` : "somebody works on it";
 
 function drawRuns(data) {
   for (const form of [$("train"), $("pretrain")]) {

@@ -177,8 +177,18 @@
     const found = await fromFile(await reply.arrayBuffer(), map);
     // What other segments have stays theirs.
     const before = voxelsOf(map);
-    show(map, before.map((value, at) => (value === 0 || value === segment ? (found[at] ? segment : 0) : value)));
-    return `Propagated ${name}.`;
+    const after = before.map((value, at) => (value === 0 || value === segment ? (found[at] ? segment : 0) : value));
+    show(map, after);
+    const notes = decodeURIComponent(reply.headers.get('X-PolyCL-Notes') ?? '');
+    return [`Propagated ${name}: ${changes(map, before, after)}.`, notes].join('\n').trim();
+  }
+
+  function changes({ volume }, before, after) {
+    const plane = volume.dimensions[0] * volume.dimensions[1];
+    const slices = new Set();
+    after.forEach((value, at) => { if (value !== before[at]) slices.add(Math.floor(at / plane)); });
+    if (!slices.size) return 'nothing changed. Paint a slice, or correct one, and press again';
+    return `${slices.size} ${slices.size === 1 ? 'slice' : 'slices'} changed`;
   }
 
   // ---- the tools in the panel
