@@ -4,26 +4,21 @@ import importlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 from plugin import CLIENT, load, plugin_folder
-from recording import AXIAL, SHAPE
+from recording import SHAPE
+from starting import AFFINES, free_port, wait_for
 
 from polycl.volume import Volume, write_volume
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS_TO_START = 180
 FAKE_SAM = """
 import fake_sam, fake_sam2
 fake_sam.install()
@@ -36,20 +31,6 @@ run_server(sys.argv[1], port=int(sys.argv[2]), on_ready=lambda address: print("r
 """
 
 
-def oblique() -> np.ndarray:
-    """A tilted and turned affine with unequal spacing."""
-    a, b = np.deg2rad((18.0, -25.0))
-    tilt = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    turn = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = tilt @ turn @ np.diag([-4.0, -4.0, 5.0])
-    affine[:3, 3] = (80.0, 60.0, -200.0)
-    return affine
-
-
-AFFINES = {"axial": AXIAL, "oblique": oblique()}
-
-
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images that no server writes to."""
@@ -60,12 +41,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, affine in AFFINES.items():
         write_volume(Volume(voxels, affine), folder / f"{name}.nii.gz")
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session", params=["polycl serve", "monailabel start_server"])
@@ -104,18 +79,6 @@ def server(
     finally:
         process.kill()
         process.wait()
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the server answers; fail with its output if it ends first."""
-    deadline = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}/info/", timeout=SECONDS_TO_START).close()
-            return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
-    pytest.fail(f"the server did not start:\n{log.read_text()}")
 
 
 def slicer_client() -> ModuleType:

@@ -1,0 +1,46 @@
+"""Servers in processes of their own: the images they serve, and waiting until they answer."""
+
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recording import AXIAL
+
+SECONDS_TO_START = 180
+
+
+def oblique() -> np.ndarray:
+    """A tilted and turned affine with unequal spacing."""
+    a, b = np.deg2rad((18.0, -25.0))
+    tilt = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    turn = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ turn @ np.diag([-4.0, -4.0, 5.0])
+    affine[:3, 3] = (80.0, 60.0, -200.0)
+    return affine
+
+
+AFFINES = {"axial": AXIAL, "oblique": oblique()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the server answers; fail with its output if it ends first."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}/info/", timeout=SECONDS_TO_START).close()
+            return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    pytest.fail(f"the server did not start:\n{log.read_text()}")
