@@ -306,6 +306,23 @@ def test_one_odd_file_is_refused(tmp_path: Path, changes: dict[str, Any], messag
         read_volume(tmp_path)
 
 
+@pytest.mark.parametrize("changes", [{"RescaleIntercept": "1e300"}, {"RescaleSlope": "1e300"}])
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    series(tmp_path, **changes)
+    with pytest.raises(InputError, match="finite"):
+        read_series(tmp_path)
+
+
+def test_an_attribute_of_no_type_is_refused(tmp_path: Path) -> None:
+    series(tmp_path)
+    file = next(tmp_path.iterdir())
+    slope = b"\x28\x00\x53\x10"
+    assert slope + b"DS" in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(slope + b"DS", slope + b"S\x02"))
+    with pytest.raises(InputError, match="broken attribute"):
+        read_series(tmp_path)
+
+
 def test_another_modality_is_refused_and_overridable(tmp_path: Path) -> None:
     series(tmp_path, Modality="MR")
     with pytest.raises(InputError, match="modality MR; a CT is needed"):

@@ -292,3 +292,10 @@ def test_a_segment_outside_the_layers_is_refused(tmp_path: Path) -> None:
     path = layered_file(tmp_path / "a.seg.nrrd", [("liver", 5, 1)])
     with pytest.raises(InputError, match="outside its layers"):
         read_volume(path, kind="label")
+
+
+@pytest.mark.parametrize("layers", [b"256", b"999999999", b"0", b"-2"])
+def test_more_layers_than_segments_can_be_are_refused(tmp_path: Path, layers: bytes) -> None:
+    path = layered_file(tmp_path / "s.seg.nrrd", [("liver", 0, 1), ("spleen", 1, 1)])
+    with pytest.raises(InputError, match="layers"):
+        read_volume(edit(path, b"sizes: 2 ", b"sizes: " + layers + b" "), kind="label")

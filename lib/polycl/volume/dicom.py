@@ -19,6 +19,8 @@ from polycl.volume.dicom_stack import Stack, arrange
 
 THREADS = 2
 INT16 = np.iinfo(np.int16)
+MAX_SHIFT = 1 << 30
+"""An intercept that still fits whole numbers beside the stored values."""
 Source = str | Path | Iterable[str | Path]
 
 
@@ -162,7 +164,7 @@ def _same_pixels(first: Frame, second: Frame) -> bool:
 
 def _decode(frames: Sequence[Frame], shape: tuple[int, int, int]) -> NDArray[Any]:
     """HU of the sorted frames as [column, row, slice], with contiguous slices."""
-    if all(frame.slope == 1 and frame.intercept.is_integer() for frame in frames):
+    if all(frame.slope == 1 and frame.intercept.is_integer() and abs(frame.intercept) < MAX_SHIFT for frame in frames):
         try:
             return _decode_as(np.dtype(np.int16), frames, shape)
         except _TooWide:
@@ -197,4 +199,8 @@ def _to_hu(image: NDArray[Any], frame: Frame, dtype: np.dtype[Any]) -> NDArray[A
         if values.min() < INT16.min or values.max() > INT16.max:
             raise _TooWide
         return values
-    return (image.astype(np.float64) * frame.slope + frame.intercept).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = (image.astype(np.float64) * frame.slope + frame.intercept).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise InputError("holds NaN or infinite voxels; every voxel needs a finite value")
+    return values

@@ -3,6 +3,7 @@
 A file holds one image, or, as an enhanced CT, many; `Frame` is the same for both.
 """
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,10 @@ class Frame:
     window: Window | None = None
 
 
+BROKEN = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError, struct.error)
+"""What pydicom raises where a value that is asked for is not what its type says."""
+
+
 def read_header(path: Path) -> Any | None:
     """The attributes needed here, without pixels; None for a file that is no DICOM, InputError for a broken one.
 
@@ -72,6 +77,8 @@ def read_header(path: Path) -> Any | None:
 
     try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+        for name in ("SeriesInstanceUID", "Modality"):  # values are only made out when they are asked for
+            header.get(name)
     except InvalidDicomError as error:
         if path.suffix.lower() == ".dcm":
             raise InputError("holds a .dcm file that is empty, truncated or no DICOM") from error
@@ -87,6 +94,13 @@ def read_header(path: Path) -> Any | None:
 
 def frames_of(header: Any, path: Path, *, allow_any_modality: bool) -> list[Frame]:
     """The images of one file. InputError for what is no slice of a CT, or says too little about its place."""
+    try:
+        return _frames_of(header, path, allow_any_modality)
+    except BROKEN as error:
+        raise InputError("holds a DICOM file with a broken attribute") from error
+
+
+def _frames_of(header: Any, path: Path, allow_any_modality: bool) -> list[Frame]:
     _check_is_slice(header, allow_any_modality)
     if header.SOPClassUID != ENHANCED_CT:
         if int(header.get("NumberOfFrames") or 1) > 1:

@@ -21,6 +21,7 @@ from polycl.volume.raster import Decode, check_room, decoder, read_voxels, stora
 
 MAGIC = b"NRRD000"
 MAX_HEADER_BYTES = 1 << 20
+MAX_LABELS = 255
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 # Signs that take the axes of a named space to RAS.
 SPACES = {
@@ -180,6 +181,8 @@ def _layers(header: Mapping[str, Any], sizes: Sequence[int], spatial: Sequence[i
     if "color" in axis_kind or "vector" in axis_kind or "matrix" in axis_kind or axis_kind == "complex":
         raise InputError("holds colours, vectors or complex numbers; one real value for each voxel is needed")
     if kind == "label" and others == [0] and any(SEGMENT_KEY.fullmatch(key) for key in header):
+        if not 0 < sizes[0] <= MAX_LABELS:
+            raise InputError(f"has {sizes[0]} layers; segments lie in 1 to {MAX_LABELS}")
         return sizes[0]
     raise InputError(f"holds {sizes[others[0]]} frames (4D); a single volume is needed")
 
@@ -229,7 +232,7 @@ def _segments(header: Mapping[str, Any], layers: int) -> list[Segment]:
         ]
     except (KeyError, ValueError) as error:
         raise InputError("has a broken segment in its header") from error
-    if any(not 0 <= s.layer < layers or not 0 < s.label <= 255 for s in segments) or len(segments) > 255:
+    if any(not 0 <= s.layer < layers or not 0 < s.label <= MAX_LABELS for s in segments) or len(segments) > MAX_LABELS:
         raise InputError("has segments outside its layers, or labels outside 1 to 255")
     if layers > 1 and len({s.label for s in segments}) < len(segments):
         return [s._replace(value=value) for value, s in enumerate(segments, start=1)]
