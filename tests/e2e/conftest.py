@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import throwaway_pacs
-from playwright.sync_api import Browser, sync_playwright
-from processes import WATCH, Pacs, Patient, Server, environment, free_port, process, running
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from processes import SLICE_MM, WATCH, Pacs, Patient, Server, environment, free_port, process, running
 from viewer import CHROMIUM, Viewer, launched, opened
 
 from polycl.phantom import make_phantom, write_dicom_series
@@ -19,9 +19,8 @@ from polycl.volume import list_series
 
 ROOT = Path(__file__).resolve().parents[2]
 READERS_SERVER = """
-import fake_sam, fake_propagation
+import fake_sam
 fake_sam.install()
-fake_propagation.install()
 from polycl.cli import main
 main()
 """
@@ -104,7 +103,7 @@ def patients(readers_pacs: Pacs, tmp_path_factory: pytest.TempPathFactory) -> di
     found = {}
     for seed, decreasing in ((40, False), (41, True), (42, False)):
         folder = tmp_path_factory.mktemp("patient")
-        phantom = make_phantom(seed, shape=(96, 80, 40), spacing=(4.2, 4.2, 9.0))
+        phantom = make_phantom(seed, shape=(96, 80, 40), spacing=(4.2, 4.2, SLICE_MM))
         for file in write_dicom_series(phantom.image, folder, seed=seed, decreasing=decreasing):
             readers_pacs.store(file)
         found[f"PHANTOM, SEED{seed}"] = Patient(list_series(folder)[0].uid, folder, phantom)
@@ -115,7 +114,7 @@ def patients(readers_pacs: Pacs, tmp_path_factory: pytest.TempPathFactory) -> di
 def readers_server(
     readers_pacs: Pacs, patients: object, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """`polycl serve` with the models that ship, the tiny one, clicks by a fake SAM, and a fake propagation."""
+    """`polycl serve` with the models that ship, the tiny one, and clicks by a fake SAM."""
     folder, port = tmp_path_factory.mktemp("readers_server"), free_port()
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH)
@@ -139,10 +138,18 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
+@pytest.fixture(scope="session")
+def windows(browser: Browser) -> Iterator[BrowserContext]:
+    """Where windows of the viewer are opened: they share a cache, as those of a reader do."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def viewer(browser: Browser, readers_server: Server) -> Iterator[Viewer]:
-    """A new window; when it closes, nothing may have left for another host, and nothing may have failed in it."""
-    with opened(browser, readers_server.address) as one:
+def viewer(windows: BrowserContext, readers_server: Server) -> Iterator[Viewer]:
+    """A new window; when it closes, nothing may have been asked of another host, and nothing may have failed in it."""
+    with opened(windows, readers_server.address) as one:
         yield one
         assert one.outside == []
         assert one.errors == []

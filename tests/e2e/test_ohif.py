@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import BrowserContext
 from processes import Patient, Server
 from scipy import ndimage
 from viewer import PLANES, SLOW_MS, Canvas, Viewer, opened, segment_voxels
@@ -68,10 +68,11 @@ def test_from_the_list_of_studies_to_the_organ_in_three_planes(viewer: Viewer, p
     viewer.keep("1-study")
     assert viewer.page.input_value("#monailabelServerURL") == f"{viewer.address}/"
     viewer.connect()
-    before = {plane: viewer.canvas(plane) for plane in PLANES}
+    before, views = viewer.pixels(), {plane: viewer.canvas(plane) for plane in PLANES}
     viewer.choose("Segmentation", "polycl-liver")
     assert viewer.run("Segmentation").status == 200
     viewer.keep("2-liver")
+    after = viewer.pixels()
     mask = segment_voxels(viewer, "liver")
     image = read_series(patients[FIRST].folder)
     np.testing.assert_array_equal(mask, asked(viewer, "polycl-liver", patients[FIRST], {}) == 1)
@@ -83,12 +84,12 @@ def test_from_the_list_of_studies_to_the_organ_in_three_planes(viewer: Viewer, p
         "head down": liver[..., ::-1],
     }.items():
         assert dice(mask, other) < 0.6, name
-    for plane in PLANES:
+    for plane, view in views.items():
         canvas = viewer.canvas(plane)
         inside, outside = on_plane(mask, canvas, plane)
         assert len(inside) > 20, plane
-        changed = np.abs(canvas.colours(inside) - before[plane].colours(inside)).max(axis=1)
-        same = np.abs(canvas.colours(outside) - before[plane].colours(outside)).max(axis=1)
+        changed = np.abs(canvas.colours(inside, after) - view.colours(inside, before)).max(axis=1)
+        same = np.abs(canvas.colours(outside, after) - view.colours(outside, before)).max(axis=1)
         assert (changed > 20).mean() > 0.98, plane
         assert (same == 0).mean() > 0.98, plane
     for plane in ("axial", "coronal"):  # the patient's right is on the left of the screen
@@ -174,19 +175,18 @@ def scroll_to(viewer: Viewer, index: int) -> None:
 
 
 def test_points_are_carried_through_the_volume(viewer: Viewer, patients: dict[str, Patient]) -> None:
-    models = httpx.get(f"{viewer.address}/info/").json()["models"]
-    found = [name for name, model in models.items() if model["type"] == "deepgrow" and model["dimension"] == 3]
-    if not found:
-        pytest.skip("the app lists no 3D model for points (type deepgrow, dimension 3)")
     viewer.open_study(FIRST)
     viewer.connect()
     image = read_series(patients[FIRST].folder)
     voxel = kidney(patients[FIRST], image, viewer.canvas("axial").shown[2])
-    click_on(viewer, voxel, found[0])
+    click_on(viewer, voxel, "polycl-propagate")
     assert viewer.run("PointPrompts").status == 200
+    viewer.keep("10-propagated-point")
     mask = segment_voxels(viewer, "liver")
     assert mask[voxel]
     assert mask.any(axis=(0, 1)).sum() > 2
+    points = {"foreground": [list(voxel)], "background": []}
+    np.testing.assert_array_equal(mask, asked(viewer, "polycl-propagate", patients[FIRST], points) == 1)
 
 
 def test_next_study(viewer: Viewer) -> None:
@@ -207,9 +207,9 @@ def test_next_study(viewer: Viewer) -> None:
 
 
 def test_a_window_closed_during_inference(
-    browser: Browser, readers_server: Server, patients: dict[str, Patient]
+    windows: BrowserContext, readers_server: Server, patients: dict[str, Patient]
 ) -> None:
-    with opened(browser, readers_server.address) as viewer:
+    with opened(windows, readers_server.address) as viewer:
         viewer.open_study(THIRD)
         viewer.connect()
         with viewer.page.expect_request(lambda request: "/infer/" in request.url):
@@ -229,6 +229,9 @@ def test_what_the_viewer_may_ask_for_by_mistake(viewer: Viewer, uid: str) -> Non
 
 
 def test_a_study_that_is_not_there(viewer: Viewer) -> None:
+    """The viewer may draw its panel for a moment; then it says what is wrong, and leads back to the list."""
     viewer.page.goto(f"{viewer.address}/ohif/monai-label?StudyInstanceUIDs=1.2.3")
-    viewer.page.locator("#monailabelServerURL").wait_for(timeout=SLOW_MS)
+    viewer.page.get_by_text("One or more of the requested studies are not available").wait_for(timeout=SLOW_MS)
     assert viewer.page.locator("canvas.cornerstone-canvas").count() == 0
+    viewer.page.get_by_role("link", name="study list").click()
+    viewer.page.get_by_text(FIRST).first.wait_for(timeout=SLOW_MS)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Page, Playwright, Request, Response, Route
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Request, Response
 
 SHOTS = Path(__file__).resolve().parents[2] / "out" / "e2e"
 CHROMIUM = "/usr/bin/chromium"
@@ -25,7 +25,9 @@ SWITCHES = (
     "--disable-component-update",
     "--disable-extensions",
     "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+"""By the last one there are no other hosts. A gate for each request would do too, and turn the browser's cache off."""
 SLOW_MS = 180_000
 """For what may take long beside other work on a small machine: the first paint, an inference."""
 PLANES = ("axial", "sagittal", "coronal")
@@ -58,17 +60,18 @@ CANVAS = """plane => {
 
 @dataclass
 class Viewer:
-    """A page of the viewer; `outside` are the requests it made to other hosts, which were stopped."""
+    """A page of the viewer; `outside` are the requests it made to other hosts, which led nowhere."""
 
     page: Page
     address: str
     outside: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    patience_ms: int = SLOW_MS
 
     def open_study(self, patient: str) -> None:
         """From the study list into the MONAI Label mode."""
-        self.page.goto(f"{self.address}/ohif/", timeout=SLOW_MS)
-        self.page.get_by_text(patient).first.click(timeout=SLOW_MS)
+        self.page.goto(f"{self.address}/ohif/", timeout=self.patience_ms)
+        self.page.get_by_text(patient).first.click(timeout=self.patience_ms)
         self.page.get_by_text("MONAI Label").first.click()
         self.wait_until_loaded()
         notice = self.page.get_by_role("button", name="Confirm and Hide")
@@ -76,14 +79,14 @@ class Viewer:
             notice.click()
 
     def wait_until_loaded(self) -> None:
-        self.page.locator("#monailabelServerURL").wait_for(timeout=SLOW_MS)
-        self.page.wait_for_function(LOADED, timeout=SLOW_MS)
+        self.page.locator("#monailabelServerURL").wait_for(timeout=self.patience_ms)
+        self.page.wait_for_function(LOADED, timeout=self.patience_ms)
 
     def connect(self) -> None:
         """Press the button beside the server's address."""
         self.page.locator(".settingsTable button").click()
-        self.page.get_by_text("Auto-Segmentation").wait_for(timeout=SLOW_MS)
-        self.page.wait_for_function(f"({LABELMAP})() !== null", timeout=SLOW_MS)
+        self.page.get_by_text("Auto-Segmentation").wait_for(timeout=self.patience_ms)
+        self.page.wait_for_function(f"({LABELMAP})() !== null", timeout=self.patience_ms)
         self.page.wait_for_timeout(1500)  # the panel itself waits a second for its label map, then colours it
 
     def tab(self, name: str) -> None:
@@ -97,7 +100,7 @@ class Viewer:
     def run(self, title: str) -> Response:
         """Press the Run of the open tab; returns the reply, once it is painted."""
         button = self.page.locator(f"button[title='Run {title}']")
-        with self.page.expect_response(lambda reply: "/infer/" in reply.url, timeout=SLOW_MS) as reply:
+        with self.page.expect_response(lambda reply: "/infer/" in reply.url, timeout=self.patience_ms) as reply:
             button.click()
         reply.value.finished()
         self.page.wait_for_timeout(1500)
@@ -106,7 +109,7 @@ class Viewer:
     def press(self, name: str) -> str:
         """Press one of our buttons and return what the status says when it is done."""
         self.page.click(f"#polycl-{name}")
-        self.page.wait_for_function("!document.getElementById('polycl-save').disabled", timeout=SLOW_MS)
+        self.page.wait_for_function("!document.getElementById('polycl-save').disabled", timeout=self.patience_ms)
         return self.page.inner_text("#polycl-status")
 
     def labelmap(self) -> tuple[NDArray[np.uint8], dict[int, str]]:
@@ -116,10 +119,11 @@ class Viewer:
         return voxels, dict(held["names"])
 
     def canvas(self, plane: str) -> "Canvas":
-        """One of the three views as it is on the screen."""
-        return Canvas(**self.page.evaluate(CANVAS, plane), pixels=self.pixels())
+        """Where one of the three views is."""
+        return Canvas(**self.page.evaluate(CANVAS, plane))
 
     def pixels(self) -> NDArray[np.int16]:
+        """What is on the screen: [y, x, colour]."""
         shot = Image.open(io.BytesIO(self.page.screenshot()))
         return np.asarray(shot.convert("RGB")).astype(np.int16)
 
@@ -138,38 +142,34 @@ class Canvas:
     top: float
     origin: list[float]
     steps: list[list[float]]
-    pixels: NDArray[np.int16]
 
     def places(self, voxels: NDArray[np.integer]) -> NDArray[np.float64]:
         """Window coordinates (x, y) of the centres of voxels [n, 3]."""
         steps = np.array(self.steps) - self.origin
         return voxels @ steps + self.origin + (self.left, self.top)
 
-    def colours(self, voxels: NDArray[np.integer]) -> NDArray[np.int16]:
-        """What is on the screen at voxels [n, 3] of the plane that is shown: [n, 3]."""
+    def colours(self, voxels: NDArray[np.integer], pixels: NDArray[np.int16]) -> NDArray[np.int16]:
+        """What `pixels` of the screen show at voxels [n, 3] of the plane that is shown: [n, 3]."""
         x, y = self.places(voxels).round().astype(int).T
-        return self.pixels[y, x]
+        return pixels[y, x]
 
 
 @contextmanager
-def opened(browser: Browser, address: str) -> Iterator[Viewer]:
-    """A new window without cookies, that gets nothing but what `address` serves."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
+def opened(context: BrowserContext, address: str) -> Iterator[Viewer]:
+    """A new window without cookies."""
+    context.clear_cookies()
     viewer = Viewer(context.new_page(), address)
 
-    def gate(route: Route, request: Request) -> None:
-        if request.url.startswith((f"{address}/", "blob:", "data:")):
-            route.continue_()
-        else:
+    def asked(request: Request) -> None:
+        if not request.url.startswith((f"{address}/", "blob:", "data:")):
             viewer.outside.append(request.url)
-            route.abort()
 
-    context.route("**/*", gate)
+    viewer.page.on("request", asked)
     viewer.page.on("pageerror", lambda error: viewer.errors.append(str(error)))
     try:
         yield viewer
     finally:
-        context.close()
+        viewer.page.close()
 
 
 def launched(playwright: Playwright) -> Browser:
