@@ -1,36 +1,39 @@
-"""The shipped network on real CT does what its card says."""
+"""The shipped network on real CT does what its card says.
 
+On a few volumes of each organ, from the middle slice; `WHOLE=1 .venv/bin/pytest tests/data/test_propagation_table.py`
+measures the card's table over again, all volumes and all seeds, which takes minutes.
+"""
+
+import os
+import re
 from pathlib import Path
 
 import pytest
 
 from polycl.cli.bench import _load
+from polycl.propagate.loading import DEFAULT, load_propagator
 from polycl.settings import Settings
 
-CARD = {
-    "chaos liver": 0.797,
-    "lits liver": 0.894,
-    "ircad right kidney": 0.828,
-    "ircad left kidney": 0.906,
-    "ircad spleen": 0.848,
-    "totalseg liver": 0.711,
-    "totalseg spleen": 0.793,
-    "totalseg left kidney": 0.537,
-    "totalseg right kidney": 0.587,
-    "openkbp mandible": 0.455,
-    "openkbp brainstem": 0.450,
-    "openkbp right parotid": 0.570,
-    "openkbp left parotid": 0.647,
-}
-"""Mean Dice; below the aims of the bench's table, as the card says too."""
-PLAY = 0.03
-"""Another processor rounds differently, and a mask goes from slice to slice."""
+CARD = Path(__file__).resolve().parents[2] / "model" / f"{DEFAULT}.md"
+ROW = re.compile(r"^\| (\w+ [a-z ]+\w) \| (\d+) \| ([0-9.]+) \| ([0-9.]+) \|", re.MULTILINE)
+"""Data and organ, volumes, Dice, aim."""
+WHOLE = os.environ.get("WHOLE") == "1"
+MOST = 3
+PLAY, PLAY_OF_FEW = 0.03, 0.2
+"""Another processor rounds differently, and a mask goes from slice to slice; some of the volumes are not their mean."""
 
 
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_propagation_does_what_its_card_says(real_data: Path, tmp_path: Path) -> None:
-    figures = _load("propagation_accuracy").run(Settings(state=tmp_path, device="cpu"))
-    assert figures.keys() == CARD.keys()
-    assert {name: row["dice"] for name, row in figures.items() if row["dice"] < CARD[name] - PLAY} == {}
+    bench, engine = _load("propagation_accuracy"), load_propagator(DEFAULT, Settings(state=tmp_path, device="cpu"))
+    figures = bench.measure(engine, {}) if WHOLE else bench.measure(engine, {}, MOST, varied=False)
+    card = {name: (int(volumes), float(dice)) for name, volumes, dice, _ in ROW.findall(CARD.read_text())}
+    assert figures.keys() == card.keys()
+    short = {}
+    for name, (volumes, dice) in card.items():
+        play = PLAY if figures[name]["volumes"] == volumes else PLAY_OF_FEW
+        if figures[name]["dice"] < dice - play:
+            short[name] = figures[name]["dice"]
+    assert short == {}
