@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     learn_threads: int = Field(default=0, ge=0, description="threads that training uses; 0: all but one, at least one")
     learn_nice: int = Field(default=15, ge=0, le=19, description="how far training steps back for everything else")
     score_ahead: bool = Field(default=True, description="score images for what to label next while nobody waits")
+    serve_models: str = Field(default="", description="the segmenters to serve, by commas; all if empty")
     score_model: str = Field(default="", description="the segmenter that scores; the first that is served if empty")
     lease_minutes: float = Field(default=30, ge=0, description="an image handed out is kept for its annotator so long")
     versions_kept: int = Field(default=10, ge=2, description="versions of a model that are kept beside the first")

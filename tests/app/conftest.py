@@ -44,7 +44,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_header: Heade
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Settings:
-    return Settings(state=tmp_path_factory.mktemp("state"), weights=tiny_checkpoint.parent, precision="fp32")
+    state = tmp_path_factory.mktemp("state")
+    return Settings(state=state, weights=tiny_checkpoint.parent, precision="fp32", serve_models="polycl-liver,tiny")
 
 
 @pytest.fixture(scope="module")

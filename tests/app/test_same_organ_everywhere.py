@@ -150,7 +150,8 @@ def bright_is_liver() -> Iterator[None]:
 
     def logits(self: Segmenter, slices: torch.Tensor) -> torch.Tensor:
         bright = 40 * (slices - 0.5)
-        return torch.cat([-bright, bright, torch.full_like(bright, -99)], dim=1)
+        others = [torch.full_like(bright, -99)] * (self.header.network.classes - 2)
+        return torch.cat([-bright, bright, *others], dim=1)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Segmenter, "logits", logits)

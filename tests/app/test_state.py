@@ -250,6 +250,26 @@ def test_broken_weights_are_told_to_who_asks(
         app.infer({"model": "pickled", "image": "x"})
 
 
+def test_a_site_may_serve_some_models_only(
+    settings: Settings, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polycl.errors import NotFoundError
+    from polycl.monailabel.app import PolyclApp
+
+    def served(names: str) -> list[str]:
+        monkeypatch.setenv("POLYCL_SERVE_MODELS", names)
+        app = PolyclApp(str(tmp_path), str(tmp_path), {})
+        return [name for name, model in app.info()["models"].items() if model["type"] == "segmentation"]
+
+    monkeypatch.setenv("POLYCL_STATE", str(settings.state))
+    monkeypatch.setenv("POLYCL_WEIGHTS", str(tiny_checkpoint.parent))
+    monkeypatch.setattr("monailabel.config.settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    assert served("") == ["polycl-liver", "tiny", "polycl-headneck"]
+    assert served("tiny, polycl-liver") == ["tiny", "polycl-liver"]
+    with pytest.raises(NotFoundError, match="POLYCL_SERVE_MODELS nobody: no such model; there are: polycl-liver, tiny"):
+        served("tiny,nobody")
+
+
 def test_a_stopping_server_gives_up_its_inferences(settings: Settings, tmp_path: Path, tiny_checkpoint: Path) -> None:
     from polycl.catalogue import Catalogue
     from polycl.monailabel.infer import Runtime, SegmentTask, Stopping

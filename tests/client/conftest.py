@@ -60,6 +60,7 @@ def server(
     ours = {
         "POLYCL_STATE": str(folder / "state"),
         "POLYCL_WEIGHTS": str(tiny_checkpoint.parent),
+        "POLYCL_SERVE_MODELS": "polycl-liver,tiny",
         "POLYCL_PRECISION": "fp32",
         "POLYCL_DEVICE": "cpu",
         "PYTHONPATH": str(ROOT / "tests"),

@@ -35,7 +35,7 @@ from polycl.monailabel.sessions import OwnedSessions
 from polycl.monailabel.store import LabelRules, LocalStore
 from polycl.monailabel.strategy import strategies
 from polycl.monailabel.work import person
-from polycl.settings import Settings
+from polycl.settings import PREFIX, Settings
 from polycl.telemetry import stages_took
 
 logger = logging.getLogger(__name__)
@@ -233,9 +233,11 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
             return name != DEFAULT_SEGMENTER, self.catalogue.entry(name).path.parent == SHIPPED
 
         known = sorted(self.catalogue.names("segmenter"), key=place)  # the site's own before others that ship
-        if unknown := [name for name in self.config.models if name not in known]:
-            raise NotFoundError(f"--conf models {', '.join(unknown)}: no such model; there are: {', '.join(known)}")
-        return list(self.config.models) or known
+        given = [name.strip() for name in self.runtime.settings.serve_models.split(",") if name.strip()]
+        if unknown := [name for name in self.config.models or given if name not in known]:
+            where = "--conf models" if self.config.models else f"{PREFIX}SERVE_MODELS"
+            raise NotFoundError(f"{where} {', '.join(unknown)}: no such model; there are: {', '.join(known)}")
+        return list(self.config.models) or given or known
 
     def _image_path(self, image: object, store: Datastore) -> str:
         """Path of an image in the store by its id, or an absolute path as it is (a file or session that a client sent).
