@@ -52,8 +52,8 @@ def test_differences_are_paired_by_seed_and_case() -> None:
 def test_tables_have_a_row_a_method_and_a_column_a_budget() -> None:
     lines = report.table(ROWS, "test", ["none", "mixed"], "dice").splitlines()
     assert lines[0] == "| method | 10 slices | all slices |"
-    assert lines[2] == "| none | 0.400 ± 0.000 |  |"
-    assert lines[3].startswith("| mixed | 0.550 ± 0.071 | 1.000")
+    assert lines[2] == "| none | 0.400 ± 0.000 (2) |  |"
+    assert lines[3] == "| mixed | 0.550 ± 0.071 (2) | 1.000 (1) |"
     assert "+0.150" in report.differences(ROWS, "test", ["none", "mixed"])
     assert "|  |" in report.table(ROWS, "test", ["none"], "hd95_mm")
 

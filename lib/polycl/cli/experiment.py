@@ -73,7 +73,7 @@ def _write(experiment: Experiment, task: Task, output: Path) -> None:
         report.plot(rows, domain, methods, output / picture)
         parts.append(f"## {domain.capitalize()}\n\n![Dice against labelled slices, {domain}]({picture})\n")
         for figure, title in report.FIGURES.items():
-            parts.append(f"{title}, mean ± standard deviation over seeds:\n\n")
+            parts.append(f"{title}, mean ± standard deviation over seeds (how many):\n\n")
             parts.append(report.table(rows, domain, methods, figure) + "\n")
         parts.append("Dice against no pre-training, the same slices and seed (Wilcoxon's p over patients):\n\n")
         parts.append(report.differences(rows, domain, methods) + "\n")

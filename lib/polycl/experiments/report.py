@@ -41,6 +41,12 @@ class Cell:
         values = list(self.by_seed.values())
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
+    def told(self, digits: int) -> str:
+        """Mean ± standard deviation, and how many seeds; without a deviation for one."""
+        if len(self.by_seed) == 1:
+            return f"{self.mean:.{digits}f} (1)"
+        return f"{self.mean:.{digits}f} ± {self.spread:.{digits}f} ({len(self.by_seed)})"
+
 
 def cells(rows: Rows, domain: str, figure: str) -> dict[tuple[str, int], Cell]:
     """The cells of the table by method and budget."""
@@ -78,16 +84,13 @@ def _by_case(rows: Rows, domain: str, method: str, budget: int) -> dict[int, dic
 
 
 def table(rows: Rows, domain: str, methods: Sequence[str], figure: str) -> str:
-    """Methods down, budgets across: mean ± standard deviation over seeds."""
+    """Methods down, budgets across: mean ± standard deviation over seeds, and their number."""
     found = cells(rows, domain, figure)
     budgets = _budgets(rows)
     lines = ["| method | " + " | ".join(_name(budget) for budget in budgets) + " |", "|---|" + "---|" * len(budgets)]
     digits = 1 if figure == "hd95_mm" else 3
     for method in methods:
-        texts = [
-            f"{cell.mean:.{digits}f} ± {cell.spread:.{digits}f}" if (cell := found.get((method, budget))) else ""
-            for budget in budgets
-        ]
+        texts = [cell.told(digits) if (cell := found.get((method, budget))) else "" for budget in budgets]
         lines.append(f"| {method} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
