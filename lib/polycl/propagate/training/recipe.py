@@ -80,7 +80,7 @@ class Recipe:
 
     Attributes:
         stages: stills first, as SAM 2 itself was trained: a still costs a tenth of a clip, and no mask can be copied
-            there. Then clips, in small frames first: the same weights serve every size.
+            there. Then clips, in small frames first: the same weights serve every size. Long ones last.
         gentle: share of the learning rate for SAM's own prompts and decoder, where a run starts from some weights.
         average: decay of the averaged weights.
         validate_every, keep_every: steps between two validations, and between two writings of the state.
@@ -93,9 +93,9 @@ class Recipe:
     distillation: Distillation = field(default_factory=Distillation)
     stages: tuple[Stage, ...] = (
         Stage(250, 384, 6, 1, 4),
-        Stage(1250, 192, 6, 4, 2),
-        Stage(500, 256, 4, 5, 2),
-        Stage(120, 384, 2, 5, 2),
+        Stage(3000, 192, 6, 4, 2),
+        Stage(450, 192, 3, 8, 2),
+        Stage(700, 256, 3, 6, 2),
     )
     learning_rate: float = 8e-4
     weight_decay: float = 0.02
