@@ -70,8 +70,11 @@ class ClickTask(InferTask):  # type: ignore[misc, unused-ignore]
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Outline what `request` points at. Returns a file of 0 and 1 in the image's own voxel order, and params."""
+        with self._runtime.courtesy.first():
+            return self._answered(ClickRequest.parse(request))
+
+    def _answered(self, wanted: ClickRequest) -> tuple[str, dict[str, Any]]:
         started = time.perf_counter()
-        wanted = ClickRequest.parse(request)
         engines = self._runtime.engines
         engine = engines.named()
         image = self._runtime.images.get(wanted.image, wanted.allow_any_values)

@@ -21,6 +21,7 @@ from polycl.labels.record import ModelVersion
 from polycl.labels.replies import ReplyLog
 from polycl.monailabel import jobs
 from polycl.monailabel.ahead import Ahead
+from polycl.monailabel.courtesy import Courtesy
 from polycl.monailabel.current import CurrentModel, Loaded
 from polycl.monailabel.engines import Engines
 from polycl.monailabel.images import VolumeCache
@@ -53,6 +54,7 @@ class Runtime:
         self.ahead = Ahead(self.images, self.engines, settings.embed_ahead)
         self.replies = ReplyLog(settings.cache / "replies")
         self.segmentations = Segmentations()
+        self.courtesy = Courtesy()
         self.stopping = threading.Event()
         self.results = settings.cache / "results"
         self.results.mkdir(parents=True, exist_ok=True)
@@ -91,10 +93,14 @@ class Runtime:
         return str(path)
 
     def progress(self, done: int, total: int) -> None:
-        """Called between slices; raises Stopping when the server goes down, Cancelled when the client is gone."""
+        """Called between slices, to let clicks pass.
+
+        Raises Stopping when the server goes down, Cancelled when the client is gone.
+        """
         if self.stopping.is_set():
             raise Stopping("the server is shutting down")
         jobs.check()
+        self.courtesy.let_pass()
 
     def _read(self, path: Path, allow_any_values: bool) -> Volume:
         return read_volume(path, allow_any_values=allow_any_values, max_voxels=self.settings.max_voxels)
