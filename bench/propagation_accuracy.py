@@ -115,12 +115,16 @@ def measure(
             figures[f"{folder} {organ.name}"] = means | {"least": organ.least, "volumes": len(rows)}
             others = "".join(f", {key} {means[key]:.3f}" for key in ("shaky", "two seeds") if key in means)
             helped = (
-                f"; with a segmenter that recognised {means['recognised']:.0%} of them {means['helped']:.3f}, "
-                f"beyond {means['helped beyond']:.1%}, {means['helped seconds']:.1f} s"
+                ""
+                if not segmenters
+                else (
+                    f"; with a segmenter that recognised {means['recognised']:.0%} of them {means['helped']:.3f}, "
+                    f"beyond {means['helped beyond']:.1%}, {means['helped seconds']:.1f} s"
+                )
             )
             print(  # noqa: T201
                 f"{folder} {organ.name} ({len(rows)}): Dice {means['dice']:.3f} (at least {organ.least:.2f}){others}, "
-                f"beyond its ends {means['beyond']:.1%}, {means['seconds']:.1f} s{helped if segmenters else ''}"
+                f"beyond its ends {means['beyond']:.1%}, {means['seconds']:.1f} s{helped}"
             )
     return figures
 

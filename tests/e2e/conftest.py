@@ -114,7 +114,7 @@ def patients(readers_pacs: Pacs, tmp_path_factory: pytest.TempPathFactory) -> di
 def readers_server(
     readers_pacs: Pacs, patients: object, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """`polycl serve` with the models that ship, the tiny one, and clicks by a fake SAM."""
+    """`polycl serve` with the liver model, the tiny one, and clicks by a fake SAM."""
     folder, port = tmp_path_factory.mktemp("readers_server"), free_port()
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH)

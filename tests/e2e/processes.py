@@ -78,6 +78,7 @@ def environment(folder: Path, checkpoint: Path) -> dict[str, str]:
     return clean | {
         "POLYCL_STATE": str(folder / "state"),
         "POLYCL_WEIGHTS": str(checkpoint.parent),
+        "POLYCL_SERVE_MODELS": "polycl-liver,tiny",
         "POLYCL_PRECISION": "fp32",
         "POLYCL_DEVICE": "cpu",
         "PYTHONPATH": str(folder / "watch"),
