@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,15 @@ pytestmark = pytest.mark.unit
 
 METHODS: tuple[Method, ...] = ("uncertain", "diverse", "mixed")
 NONE_LABELLED = np.zeros((0, 3), dtype=np.float32)
+ALIKE = np.ones(2, np.float32)
 
 
 def candidate(image: str, seed: int, slices: int = 5, likely: bool = True) -> Candidate:
     draw = np.random.default_rng(seed)
     embeddings = draw.normal(size=(slices, 3)).astype(np.float32)
-    doubt = draw.random(slices).astype(np.float32)
+    doubt = draw.random((slices, 2), np.float32)
     numbers = np.arange(slices) * 2 + 1
-    return Candidate(image, numbers, doubt, np.full(slices, likely), embeddings, np.arange(slices))
+    return Candidate(image, numbers, doubt, doubt * 3, np.full(slices, likely), embeddings, np.arange(slices))
 
 
 pools = st.integers(0, 10_000).flatmap(
@@ -65,12 +67,39 @@ def test_picks_are_of_different_images_and_their_slices(
 @given(pools)
 @settings(deadline=None)
 def test_the_most_doubtful_come_first(pool: list[Candidate]) -> None:
-    picks = selection.uncertain(pool, len(pool))
+    picks = selection.uncertain(pool, len(pool), ALIKE)
     scores = [pick.score for pick in picks]
     assert scores == sorted(scores, reverse=True)
     for pick in picks:
         one = next(one for one in pool if one.image == pick.image)
-        assert one.doubt[list(one.numbers).index(pick.slice)] == one.doubt.max()
+        doubts = one.doubt.sum(axis=1)
+        assert doubts[list(one.numbers).index(pick.slice)] == doubts.max()
+
+
+def structures(image: str, doubt: list[list[float]], area: list[list[float]]) -> Candidate:
+    count = len(doubt)
+    embeddings = np.zeros((count, 3), np.float32)
+    columns = (np.array(doubt, np.float32), np.array(area, np.float32))
+    return Candidate(image, np.arange(count), *columns, np.ones(count, bool), embeddings, np.arange(count))
+
+
+def test_doubt_counts_by_the_size_of_its_structure() -> None:
+    """A large organ with 4 of 80 cm² in doubt, a small one with 1 of 4, and both on one slice."""
+    large = structures("large", [[4, 0]], [[80, 0]])
+    small = structures("small", [[0, 1]], [[0, 4]])
+    both = structures("both", [[0, 0], [4, 1]], [[0, 0], [80, 4]])
+    pool = [large, small, both]
+    sizes = selection.typical_sizes(pool)
+    np.testing.assert_allclose(sizes, [80, 4], rtol=1e-5)  # slices without a structure do not make it smaller
+    assert [pick.image for pick in selection.choose("uncertain", pool, NONE_LABELLED, 3)] == ["both", "small", "large"]
+    assert both.pick(sizes).slice == 1
+    picks = selection.choose("uncertain", [large, small], NONE_LABELLED, 2, sizes=np.array([1, 9], np.float32))
+    assert [pick.image for pick in picks] == ["large", "small"], "by the sizes given"
+
+
+def test_a_structure_that_is_found_nowhere_has_no_endless_weight() -> None:
+    np.testing.assert_array_equal(selection.typical_sizes([structures("a", [[1, 1]], [[9, 0]])]), [9, 1])
+    assert list(selection.typical_sizes([])) == [1]
 
 
 @given(pools, st.integers(1, 4), st.integers(1, 4))
@@ -101,8 +130,10 @@ def test_a_twin_of_what_is_labelled_comes_last(pool: list[Candidate], times: int
 def test_with_nothing_labelled_the_most_ordinary_comes_first() -> None:
     line = np.array([[0.0], [1.0], [2.0], [3.0], [10.0]], dtype=np.float32)
     pool = [
-        Candidate(str(at), np.array([7]), np.ones(1, np.float32), np.ones(1, bool), line[at : at + 1], np.array([0]))
-        for at in range(len(line))
+        Candidate(
+            str(at), np.array([7]), *2 * [np.ones((1, 2), np.float32)], np.ones(1, bool), one[None], np.array([0])
+        )
+        for at, one in enumerate(line)
     ]
     picks = selection.diverse(pool, np.zeros((0, 1), np.float32), 2)
     assert [pick.image for pick in picks] == ["3", "4"], "the mean is 3.2, and 10 is furthest from it"
@@ -110,21 +141,19 @@ def test_with_nothing_labelled_the_most_ordinary_comes_first() -> None:
 
 def test_mixed_chooses_among_the_doubtful() -> None:
     pool = [candidate(str(at), at) for at in range(6)]
-    doubtful = {pick.image for pick in selection.uncertain(pool, 3)}
-    assert {pick.image for pick in selection.mixed(pool, NONE_LABELLED, 3)} == doubtful
-    assert len(selection.mixed(pool, NONE_LABELLED, 6)) == 6
-    assert selection.mixed([], NONE_LABELLED, 2) == []
+    doubtful = {pick.image for pick in selection.uncertain(pool, 3, ALIKE)}
+    assert {pick.image for pick in selection.mixed(pool, NONE_LABELLED, 3, ALIKE)} == doubtful
+    assert len(selection.mixed(pool, NONE_LABELLED, 6, ALIKE)) == 6
+    assert selection.mixed([], NONE_LABELLED, 2, ALIKE) == []
 
 
 def test_slices_with_something_to_outline_are_preferred() -> None:
     one = candidate("a", 0)
     likely = np.array([False, False, True, False, False])
-    most = int(one.doubt.argmax())
+    most = int(one.doubts(ALIKE).argmax())
     assert most != 2
-    partly = Candidate("a", one.numbers, one.doubt, likely, one.embeddings, one.embedded)
-    assert partly.doubtful() == one.numbers[2]
-    nowhere = Candidate("a", one.numbers, one.doubt, ~(likely | ~likely), one.embeddings, one.embedded)
-    assert nowhere.doubtful() == one.numbers[most]
+    assert replace(one, likely=likely).pick(ALIKE).slice == one.numbers[2]
+    assert replace(one, likely=np.zeros(5, bool)).pick(ALIKE).slice == one.numbers[most]
 
 
 def scores(depth: int = 9, area: float = 5.0) -> Scores:
@@ -132,10 +161,8 @@ def scores(depth: int = 9, area: float = 5.0) -> Scores:
     numbers = np.arange(0, depth, 2)
     count = len(numbers)
     place = Place.of(Volume(np.zeros((4, 6, depth), np.int16), np.diag([2.0, 3.0, 5.0, 1.0])))
-    column = draw.random(count).astype(np.float32)
-    return Scores(
-        place, numbers, column, column * 2, np.full(count, area, np.float32), draw.random((count, 3), np.float32)
-    )
+    doubt = draw.random((count, 2), np.float32)
+    return Scores(place, numbers, doubt, np.full((count, 2), area, np.float32), draw.random((count, 3), np.float32))
 
 
 def test_labelled_slices_are_no_candidates() -> None:
@@ -144,6 +171,13 @@ def test_labelled_slices_are_no_candidates() -> None:
     assert rest is not None
     assert list(rest.numbers) == [6, 8]
     assert Candidate.of("a", found, labelled=range(9)) is None
+
+
+def test_what_is_known_to_hold_something_is_likely_whatever_the_model_says() -> None:
+    for holding in (False, True):
+        found = Candidate.of("a", scores(area=0.1), holding=holding)
+        assert found is not None
+        assert (found.likely == holding).all()
 
 
 def test_a_label_covers_the_slices_it_tells_of_or_the_nearest() -> None:
@@ -171,6 +205,10 @@ def test_entropy_and_disagreement_at_their_ends() -> None:
     assert measures.entropy(even).item() == pytest.approx(math.log(2))
     assert measures.disagreement(torch.stack([sure, other])).item() == pytest.approx(math.log(2), abs=1e-5)
     assert measures.disagreement(torch.stack([even, even])).item() == pytest.approx(0, abs=1e-6), "unsure, but agreed"
+    three = torch.tensor([[0.2, 0.8, 0.0], [0.2, 0.0, 0.8]])[:, :, None, None]
+    assert measures.disagreement(three).flatten().tolist() == pytest.approx([0.423, 0.423], abs=1e-3)
+    swapped = torch.tensor([[0.5, 0.3, 0.2], [0.3, 0.5, 0.2]])[:, :, None, None]
+    assert measures.disagreement(swapped).flatten().tolist()[1] == pytest.approx(0, abs=1e-6), "agreed on the third"
 
 
 @given(st.integers(0, 500))
@@ -178,10 +216,10 @@ def test_entropy_and_disagreement_at_their_ends() -> None:
 def test_views_that_contradict_each_other_are_in_doubt(seed: int) -> None:
     views = torch.randn(3, 2, 3, 4, 5, generator=torch.Generator().manual_seed(seed)).softmax(dim=2)
     doubt = measures.disagreement(views)
-    assert doubt.shape == (2, 4, 5)
+    assert doubt.shape == (2, 2, 4, 5)
     assert doubt.min() >= 0
-    assert doubt.max() <= math.log(3) + 1e-5
-    assert (doubt <= measures.entropy(views.mean(dim=0)) + 1e-5).all()
+    assert doubt.max() <= math.log(2) + 1e-5
+    assert (doubt <= measures.entropy(views.mean(dim=0))[:, None] + 1e-5).all()
 
 
 def test_a_network_that_only_looks_at_brightness_disagrees_at_its_threshold_alone() -> None:
@@ -194,7 +232,7 @@ def test_a_network_that_only_looks_at_brightness_disagrees_at_its_threshold_alon
 
     views = measures.views_of(bright, slices)
     assert views.shape == (3, 2, 2, 32, 48)
-    below, at = measures.disagreement(views)
+    below, at = measures.disagreement(views)[:, 0]
     assert below.max() < 1e-3
     assert at.min() > 0.3
 
@@ -215,11 +253,15 @@ def test_scores_of_a_volume(segmenter: Segmenter, phantom: Volume, monkeypatch: 
     assert list(found.numbers) == [0, 2, 4, 6, 8, 10]
     assert found.embeddings.shape == (6, 16)
     assert np.isfinite(found.embeddings).all()
+    assert found.disagreement.shape == found.area.shape == (6, len(segmenter.header.labels))
     assert (found.disagreement >= 0).all()
-    assert (found.disagreement <= found.entropy + 1e-3).all()
+    assert found.disagreement.max() > 0
     body_cm2 = 48 * 40 * 0.8 * 0.8
-    assert (found.area <= body_cm2).all()
+    assert (found.area.sum(axis=1) <= body_cm2).all()
     assert waits
+    few = score(segmenter, phantom, most=2, among=np.array([4, 5, 8]))
+    assert list(few.numbers) == [4, 8]
+    np.testing.assert_allclose(few.disagreement, found.disagreement[[2, 4]], rtol=1e-3, atol=1e-3)
     # one slice at a time gives the same: batches do not mix
     monkeypatch.setitem(BATCH_PIXELS, "cpu", 1)
     again = score(segmenter, phantom, most=6)
@@ -258,7 +300,7 @@ def test_scores_are_kept_by_model_and_content(tmp_path: Path) -> None:
     again = store.get("w", "c")
     assert again is not None
     assert again.place == found.place
-    for name in ("numbers", "disagreement", "entropy", "area", "embeddings"):
+    for name in ("numbers", "disagreement", "area", "embeddings"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
     assert store.get("other", "c") is store.get("w", "other") is None
 

@@ -1,6 +1,7 @@
 """Played annotators: their figures by hand, what they reveal, and a small form of the whole experiment."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from polycl import devices
+from polycl.acquisition.scores import Scores, score
 from polycl.acquisition.selection import Candidate, Pick, choose
 from polycl.errors import InputError
+from polycl.experiments import annotation
 from polycl.experiments import annotation_report as report
 from polycl.experiments import rows as row_file
 from polycl.experiments.annotation import ALL, Annotation, Plan, Round, rounds
@@ -17,7 +20,8 @@ from polycl.experiments.annotation_report import Point
 from polycl.experiments.annotator import CHECK_MINUTES, OPEN_MINUTES, OUTLINE_MINUTES, Effort, Knowledge, Pool
 from polycl.experiments.tasks import Task, task
 from polycl.phantom import make_phantom
-from polycl.volume import write_volume
+from polycl.segmenter import Segmenter
+from polycl.volume import Volume, write_volume
 
 pytestmark = pytest.mark.unit
 
@@ -98,8 +102,8 @@ def test_chance_takes_other_images_and_slices_that_hold_something() -> None:
     nothing = np.zeros((0, 1), np.float32)
     seen = set()
     for seed in range(20):
-        picks = choose("random", pool, nothing, 4, seed)
-        assert picks == choose("random", pool, nothing, 4, seed)
+        picks = choose("random", pool, nothing, 4, seed=seed)
+        assert picks == choose("random", pool, nothing, 4, seed=seed)
         assert len({pick.image for pick in picks}) == 4
         assert all(pick.image == "none" or pick.slice == int(pick.image) for pick in picks)
         seen |= {pick.image for pick in picks}
@@ -191,10 +195,31 @@ def test_a_small_form_runs_resumes_and_reports(small: Task, tmp_path: Path) -> N
         assert [row["slices"] for row in mine] == [2, 4, 6]
         picks = [tuple(pick) for row in mine for pick in row["picks"]]
         assert len(set(picks)) == 6, "no slice is asked for twice"
+        assert all(one.pool.holding[image][z] for image, z in picks), "people pass over slices that hold nothing"
+        assert {image for image, _ in picks[:3]} == {image for image, _ in picks[3:]} == set(one.pool.images)
     assert set(found[0]["scores"]["in domain"]) == {"p0", "p1", "p2"}
     report.plot(found, "in domain", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
     assert experiment(small, tmp_path, Plan()).rows() == [], "rows of another plan are another experiment"
+
+
+@pytest.mark.slow
+def test_the_blind_may_ask_for_slices_that_hold_nothing(
+    small: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def spy(segmenter: Segmenter, image: Volume, **options: Any) -> Scores:
+        asked.append(options["among"])
+        return score(segmenter, image, **options)
+
+    monkeypatch.setattr(annotation, "score", spy)
+    for plan in (PLAN, replace(PLAN, sighted=False)):
+        one = experiment(small, tmp_path, plan)
+        for each in rounds(["uncertain"], 1, 2):
+            one.run(each)
+    assert [list(numbers) for numbers in asked[:3]] == [[2, 3, 4, 5]] * 3
+    assert asked[3:] == [None] * 3
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.acquisition.scores import Place, Scores, ScoreStore, score
-from polycl.acquisition.selection import Candidate, Method, Pick, choose, coverage
+from polycl.acquisition.selection import Candidate, Method, Pick, choose, coverage, typical_sizes
 from polycl.contrast.contents import ContentHashes, stamp_of
 from polycl.errors import InputError, PolyclError
 from polycl.segmenter import Segmenter
@@ -156,13 +156,14 @@ class ScoresAhead:
         """Picks among those of `images` that are scored, the best first."""
         with self._lock:
             known = [self._found[image] for image in images if image in self._found]
+            every = [found.candidate for found in self._found.values() if found.candidate is not None]
             covered = [one.covered for one in self._found.values() if len(one.covered)]
         candidates = [one.candidate for one in known if one.candidate is not None]
         if not candidates:
             return []
         size = candidates[0].embeddings.shape[1]
         labelled = np.concatenate(covered) if covered else np.zeros((0, size), dtype=np.float32)
-        return choose(method, candidates, labelled, count)
+        return choose(method, candidates, labelled, count, sizes=typical_sizes(every))
 
     def _run(self) -> None:
         with contextlib.suppress(

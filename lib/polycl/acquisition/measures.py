@@ -26,12 +26,14 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def disagreement(probabilities: torch.Tensor) -> torch.Tensor:
-    """How far views `[V, ..., C, X, Y]` contradict each other, in nats, `[..., X, Y]`: 0 to ln V.
+    """How far views `[V, ..., C, X, Y]` contradict each other over each class but the first, `[..., C - 1, X, Y]`.
 
-    The mutual information between the class and the view: entropy of the mean less mean of the entropies (BALD, Houlsby
-    et al. 2011). A rim where every view is equally unsure adds to the entropy, but nothing to this.
+    In nats, 0 to ln 2: the mutual information between the view and whether a pixel is of the class, entropy of the mean
+    less mean of the entropies (BALD, Houlsby et al. 2011). A rim where every view is equally unsure adds to the
+    entropy, but nothing to this.
     """
-    return (entropy(probabilities.mean(dim=0)) - entropy(probabilities).mean(dim=0)).clamp_min(0)
+    each = torch.stack([1 - probabilities, probabilities], dim=-3)[..., 1:, :, :, :]
+    return (entropy(each.mean(dim=0)) - entropy(each).mean(dim=0)).clamp_min(0)
 
 
 def changed(slices: torch.Tensor, scale: float, shift: float) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from polycl import checkpoints
-from polycl.acquisition.measures import disagreement, entropy, views_of
+from polycl.acquisition.measures import disagreement, views_of
 from polycl.checkpoints import Typed
 from polycl.errors import ModelError
 from polycl.segmenter import Segmenter
@@ -69,7 +69,7 @@ class Place(Typed):
 
 class _Header(Typed):
     kind: Literal["scores"] = "scores"
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     place: Place
 
 
@@ -79,16 +79,15 @@ class Scores:
 
     Attributes:
         numbers: of the slices, from the lowest, `[N]`.
-        disagreement, entropy: of the probabilities, in nats summed over the slice and times the area of a pixel in
-            cm², `[N]`: an area of doubt.
-        area: of what is probably not background, cm², `[N]`.
+        disagreement: over each of C structures, in nats summed over the slice and times the area of a pixel in cm²,
+            `[N, C]`: an area of doubt.
+        area: of each structure as far as it is probable, cm², `[N, C]`.
         embeddings: the slices in the encoder's space, `[N, E]`.
     """
 
     place: Place
     numbers: NDArray[np.int64]
     disagreement: NDArray[np.float32]
-    entropy: NDArray[np.float32]
     area: NDArray[np.float32]
     embeddings: NDArray[np.float32]
 
@@ -98,12 +97,16 @@ def score(
     volume: Volume,
     between: Callable[[], object] = lambda: None,
     most: int = MOST_SLICES,
+    among: NDArray[np.int64] | None = None,
 ) -> Scores:
-    """Scores of at most `most` slices of a CT in HU with any axis order; `between` is called before each batch."""
+    """Scores of at most `most` slices of a CT in HU with any axis order; `between` is called before each batch.
+
+    They are evenly spaced among those numbered in `among`, or among all.
+    """
     canonical, what = volume.canonical(), segmenter.header.preprocessing
     grid = SliceGrid.of(canonical, what.spacing, STRIDE)
-    depth = canonical.shape[2]
-    numbers = np.unique(np.linspace(0, depth - 1, min(depth, most)).round().astype(np.int64))
+    among = np.arange(canonical.shape[2]) if among is None else among
+    numbers = among[np.unique(np.linspace(0, len(among) - 1, min(len(among), most)).round().astype(np.int64))]
     pixel = (what.spacing / 10) ** 2
     columns: list[list[torch.Tensor]] = []
     size = segmenter.batch_of(grid)
@@ -113,11 +116,10 @@ def score(
         slices = torch.cat(few)
         logits, embeddings = segmenter.observe(slices)
         views = views_of(segmenter.logits, slices.to(logits.device), logits)[..., : grid.size[0], : grid.size[1]]
-        mean = views.mean(dim=0)
-        sums = [disagreement(views), entropy(mean), 1 - mean[:, 0]]
-        columns.append([*(one.sum(dim=(1, 2)) * pixel for one in sums), embeddings])
-    doubt, unsure, area, embedded = (torch.cat(column).float().cpu().numpy() for column in zip(*columns, strict=True))
-    return Scores(Place.of(volume), numbers, doubt, unsure, area, embedded)
+        sums = [disagreement(views), views.mean(dim=0)[:, 1:]]
+        columns.append([*(one.sum(dim=(2, 3)) * pixel for one in sums), embeddings])
+    doubt, area, embedded = (torch.cat(column).float().cpu().numpy() for column in zip(*columns, strict=True))
+    return Scores(Place.of(volume), numbers, doubt, area, embedded)
 
 
 class ScoreStore:
@@ -145,7 +147,7 @@ class ScoreStore:
 
     def put(self, weights: str, content: str, scores: Scores) -> None:
         """Keep scores. InputError if they cannot be written."""
-        names = ("numbers", "disagreement", "entropy", "area", "embeddings")
+        names = ("numbers", "disagreement", "area", "embeddings")
         parts = {name: torch.from_numpy(np.ascontiguousarray(getattr(scores, name))) for name in names}
         checkpoints.save(self._file(weights, content), parts, _Header(place=scores.place))
 

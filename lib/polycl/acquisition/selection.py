@@ -27,54 +27,6 @@ PER_IMAGE = 8
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """An image, or what is left of it to label.
-
-    Attributes:
-        image: its id.
-        numbers: of its slices, `[N]`, N > 0.
-        doubt: of each slice, of any unit, `[N]`.
-        embeddings: of some of its slices, `[M, E]`, M > 0, those at `embedded` among the N.
-        likely: whether there is probably something to outline, `[N]`.
-    """
-
-    image: str
-    numbers: NDArray[np.int64]
-    doubt: Array
-    likely: NDArray[np.bool_]
-    embeddings: Array
-    embedded: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, image: str, scores: Scores, labelled: Collection[int] = ()) -> Candidate | None:
-        """An image but for the slices that are `labelled`; None if that leaves nothing."""
-        left = ~np.isin(scores.numbers, list(labelled))
-        if not left.any():
-            return None
-        likely = scores.area[left] >= LIKELY_CM2
-        embedded = evenly(np.flatnonzero(likely) if likely.any() else np.arange(len(likely)), PER_IMAGE)
-        embeddings = scores.embeddings[left][embedded]
-        return cls(image, scores.numbers[left], scores.disagreement[left], likely, embeddings, embedded)
-
-    @classmethod
-    def unscored(cls, image: str, numbers: NDArray[np.int64], likely: NDArray[np.bool_]) -> Candidate:
-        """An image of which no model said anything: enough for `first` and `random`."""
-        nothing = np.zeros((1, 1), np.float32)
-        return cls(image, numbers, np.zeros(len(numbers), np.float32), likely, nothing, np.zeros(1, np.int64))
-
-    @property
-    def score(self) -> float:
-        """How doubtful the image is."""
-        most = np.sort(self.doubt)[::-1][: max(1, round(TOP * len(self.doubt)))]
-        return float(most.mean())
-
-    def doubtful(self) -> int:
-        """The number of its most doubtful slice that probably holds something."""
-        doubt = np.where(self.likely, self.doubt, -1) if self.likely.any() else self.doubt
-        return int(self.numbers[int(doubt.argmax())])
-
-
 @dataclass(frozen=True)
 class Pick:
     """An image to label and a slice to begin with; `score` is comparable among the picks of one method."""
@@ -84,25 +36,102 @@ class Pick:
     score: float
 
 
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An image, or what is left of it to label.
+
+    Attributes:
+        image: its id.
+        numbers: of its slices, `[N]`, N > 0.
+        doubt: of each slice over each of C structures, cm², `[N, C]`.
+        area: of each structure as far as it is probable, cm², `[N, C]`.
+        embeddings: of some of its slices, `[M, E]`, M > 0, those at `embedded` among the N.
+        likely: whether there is probably something to outline, `[N]`.
+    """
+
+    image: str
+    numbers: NDArray[np.int64]
+    doubt: Array
+    area: Array
+    likely: NDArray[np.bool_]
+    embeddings: Array
+    embedded: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, image: str, scores: Scores, labelled: Collection[int] = (), *, holding: bool = False
+    ) -> Candidate | None:
+        """An image but for the slices that are `labelled`; None if that leaves nothing.
+
+        `holding`: all are known to hold something, whatever the model finds on them.
+        """
+        left = ~np.isin(scores.numbers, list(labelled))
+        if not left.any():
+            return None
+        area = scores.area[left]
+        likely = (area.sum(axis=1) >= LIKELY_CM2) | holding
+        embedded = evenly(np.flatnonzero(likely) if likely.any() else np.arange(len(likely)), PER_IMAGE)
+        embeddings = scores.embeddings[left][embedded]
+        return cls(image, scores.numbers[left], scores.disagreement[left], area, likely, embeddings, embedded)
+
+    @classmethod
+    def unscored(cls, image: str, numbers: NDArray[np.int64], likely: NDArray[np.bool_]) -> Candidate:
+        """An image of which no model said anything: enough for `first` and `random`."""
+        nothing = np.zeros((len(numbers), 1), np.float32)
+        return cls(image, numbers, nothing, nothing, likely, nothing[:1], np.zeros(1, np.int64))
+
+    def doubts(self, sizes: Array) -> Array:
+        """How doubtful each slice is, `[N]`, by `typical_sizes` `[C]`."""
+        return np.asarray((self.doubt / sizes).sum(axis=1), dtype=np.float32)
+
+    def pick(self, sizes: Array) -> Pick:
+        """Its most doubtful slice that probably holds something, and how doubtful the image is."""
+        doubts = self.doubts(sizes)
+        most = np.sort(doubts)[::-1][: max(1, round(TOP * len(doubts)))]
+        among = np.where(self.likely, doubts, -1) if self.likely.any() else doubts
+        return Pick(self.image, int(self.numbers[int(among.argmax())]), float(most.mean()))
+
+
 def choose(
-    method: Method, candidates: Sequence[Candidate], labelled: Array, count: int, seed: int | Sequence[int] = 0
+    method: Method,
+    candidates: Sequence[Candidate],
+    labelled: Array,
+    count: int,
+    *,
+    seed: int | Sequence[int] = 0,
+    sizes: Array | None = None,
 ) -> list[Pick]:
     """The `count` best picks by a method, the best first, each of another image. `labelled` is `[L, E]`, L >= 0.
 
-    `seed` is for `random` alone.
+    `seed` is for `random` alone. `sizes` are the `typical_sizes` of more images than these, if there are more.
     """
-    if method == "first":
-        return in_order(candidates, count)
     if method == "random":
         return drawn(candidates, count, seed)
+    if method == "diverse":
+        return diverse(candidates, labelled, count)
+    sizes = typical_sizes(candidates) if sizes is None else sizes
+    if method == "first":
+        return in_order(candidates, count, sizes)
     if method == "uncertain":
-        return uncertain(candidates, count)
-    return (diverse if method == "diverse" else mixed)(candidates, labelled, count)
+        return uncertain(candidates, count, sizes)
+    return mixed(candidates, labelled, count, sizes)
 
 
-def in_order(candidates: Sequence[Candidate], count: int) -> list[Pick]:
+def typical_sizes(candidates: Sequence[Candidate]) -> Array:
+    """Area of each structure on a slice that shows it, cm², `[C]`: the mean over slices, each as often as its area.
+
+    Doubt over a structure counts by this: Dice is as poor for 1 cm² of a small organ as for 10 cm² of a large one, and
+    a slice that shows several is worth more. No structure counts as smaller than `LIKELY_CM2`.
+    """
+    if not candidates:
+        return np.ones(1, np.float32)
+    area = np.concatenate([one.area for one in candidates])
+    return np.maximum((area**2).sum(axis=0) / np.maximum(area.sum(axis=0), LIKELY_CM2), LIKELY_CM2)
+
+
+def in_order(candidates: Sequence[Candidate], count: int, sizes: Array) -> list[Pick]:
     """Images as they come, each with its most doubtful slice."""
-    return [Pick(one.image, one.doubtful(), one.score) for one in candidates[:count]]
+    return [one.pick(sizes) for one in candidates[:count]]
 
 
 def drawn(candidates: Sequence[Candidate], count: int, seed: int | Sequence[int]) -> list[Pick]:
@@ -112,13 +141,13 @@ def drawn(candidates: Sequence[Candidate], count: int, seed: int | Sequence[int]
     for at in generator.permutation(len(candidates))[:count]:
         one = candidates[at]
         numbers = one.numbers[one.likely] if one.likely.any() else one.numbers
-        picks.append(Pick(one.image, int(generator.choice(numbers)), one.score))
+        picks.append(Pick(one.image, int(generator.choice(numbers)), 0.0))
     return picks
 
 
-def uncertain(candidates: Sequence[Candidate], count: int) -> list[Pick]:
+def uncertain(candidates: Sequence[Candidate], count: int, sizes: Array) -> list[Pick]:
     """The most doubtful images, each with its most doubtful slice."""
-    return in_order(sorted(candidates, key=lambda one: -one.score), count)
+    return sorted((one.pick(sizes) for one in candidates), key=lambda pick: -pick.score)[:count]
 
 
 def diverse(candidates: Sequence[Candidate], labelled: Array, count: int) -> list[Pick]:
@@ -149,20 +178,20 @@ def diverse(candidates: Sequence[Candidate], labelled: Array, count: int) -> lis
     return picks
 
 
-def mixed(candidates: Sequence[Candidate], labelled: Array, count: int) -> list[Pick]:
+def mixed(candidates: Sequence[Candidate], labelled: Array, count: int, sizes: Array) -> list[Pick]:
     """Images as `diverse` has them among the more doubtful half, then the rest; with their most doubtful slices.
 
     As suggestive annotation (Yang et al. 2017) has it: what is not in doubt teaches little, and of those that are in
     doubt many are alike.
     """
-    ordered = sorted(candidates, key=lambda one: -one.score)
+    doubtful = {one.image: one.pick(sizes) for one in candidates}
+    ordered = sorted(candidates, key=lambda one: -doubtful[one.image].score)
     half = max(1, round(DOUBTFUL * len(ordered)))
     first = diverse(ordered[:half], labelled, count)
     if len(first) < count:
         known = np.concatenate([labelled, *(one.embeddings for one in ordered[:half])]) if ordered else labelled
         first += diverse(ordered[half:], known, count - len(first))
-    by_image = {one.image: one for one in candidates}
-    return [replace(pick, slice=by_image[pick.image].doubtful()) for pick in first]
+    return [replace(pick, slice=doubtful[pick.image].slice) for pick in first]
 
 
 def coverage(scores: Scores, known: NDArray[np.bool_] | None) -> Array:

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def annotation(
     task: Annotated[str, typer.Argument(help="headneck or liver.")],
     data: Annotated[Path, typer.Option(help="The folder that holds the data sets.")] = Path("../shared/data"),
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for rows, table and plot.")] = Path(
-        "docs/results"
-    ),
+    output: Annotated[Path, typer.Option("-o", help="Folder for rows, table and plot.")] = Path("docs/results"),
     strategy: Annotated[
         list[str] | None, typer.Option(help="Only this strategy, or 'all labels'; may be repeated.")
     ] = None,
@@ -32,6 +30,10 @@ def annotation(
     picks: Annotated[int, typer.Option(min=1, help="Images a round.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Training steps a round; three times as many in the first.")] = 40,
     width: Annotated[int, typer.Option(min=1, help="Channels of the network's first level; 16 is PolyCL's.")] = 8,
+    look: Annotated[int, typer.Option(min=1, help="Slices of each image that strategies score.")] = 8,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Strategies do not know which slices hold something; random does.")
+    ] = False,
     pool: Annotated[int | None, typer.Option(min=1, help="Only so many cases to annotate.")] = None,
     tests: Annotated[int | None, typer.Option(min=1, help="Only so many test cases of each domain.")] = None,
     domain: Annotated[str | None, typer.Option(help="Only the tests of this domain: 'in domain', say.")] = None,
@@ -43,27 +45,27 @@ def annotation(
     """Dice against annotated slices, and minutes, for each way to choose them. Rounds in OUTPUT are not run again."""
     settings = options.settings(device, precision)
     from polycl import devices
-    from polycl.experiments.annotation import ALL, STRATEGIES, Annotation, Plan
-    from polycl.experiments.annotation import rounds as all_rounds
+    from polycl.experiments import annotation as played
+    from polycl.experiments import tasks
     from polycl.experiments.annotator import Reveal
-    from polycl.experiments.tasks import chosen
-    from polycl.experiments.tasks import task as find_task
     from polycl.propagate.loading import load_propagator
 
-    found = find_task(task, data)
-    strategies = chosen(strategy, (ALL, *STRATEGIES), "strategy")
-    (how,) = chosen([reveal], get_args(Reveal), "way to reveal labels")
-    plan = Plan(
+    found = tasks.task(task, data)
+    strategies = tasks.chosen(strategy, (played.ALL, *played.STRATEGIES), "strategy")
+    (how,) = tasks.chosen([reveal], get_args(Reveal), "way to reveal labels")
+    plan = played.Plan(
         reveal=how,  # type: ignore[arg-type]  # checked above
         picks=picks,
         first_steps=3 * steps,
         steps=steps,
         width=width,
+        look=look,
+        sighted=not blind,
         pool=pool,
         tests=tests,
-        domain=None if domain is None else chosen([domain], list(found.tests), "domain")[0],
+        domain=None if domain is None else tasks.chosen([domain], list(found.tests), "domain")[0],
     )
-    experiment = Annotation(
+    experiment = played.Annotation(
         found,
         plan,
         output / f"annotation-{task}.jsonl",
@@ -71,7 +73,7 @@ def annotation(
         devices.choose(settings.device, settings.precision),
         load_propagator(propagator, settings) if how == "propagated" else None,
     )
-    _play(experiment, experiment.missing(all_rounds(strategies, seeds, rounds))[:limit])
+    _play(experiment, experiment.missing(played.rounds(strategies, seeds, rounds))[:limit])
     _write(experiment, output)
 
 
@@ -92,9 +94,10 @@ def _write(experiment: Annotation, output: Path) -> None:
     from polycl.experiments import annotator
     from polycl.files import write_atomically
 
-    rows, name = experiment.rows(), f"annotation-{experiment.task.name}-{experiment.plan.reveal}"
+    rows, way = experiment.rows(), [experiment.plan.reveal, *([] if experiment.plan.sighted else ["blind"])]
+    name = "-".join(["annotation", experiment.task.name, *way])
     parts = [
-        f"# What to label next: {experiment.task.name}, {experiment.plan.reveal}\n",
+        f"# What to label next: {experiment.task.name}, {', '.join(way)}\n",
         f"{len(rows)} rounds of {experiment.plan}.\n",
         f"Minutes are a model: {annotator.OPEN_MINUTES:g} to open a volume, {annotator.OUTLINE_MINUTES:g} to outline "
         f"one structure on one slice, {annotator.CHECK_MINUTES:g} to check a propagation.\n",

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polycl import checkpoints
 from polycl.acquisition.scores import score
-from polycl.acquisition.selection import Candidate, Method, Pick, choose, coverage
+from polycl.acquisition.selection import Candidate, Method, Pick, choose, coverage, typical_sizes
 from polycl.checkpoints import Header, NetworkConfig
 from polycl.dataset import LabelledSlice
 from polycl.devices import Device
@@ -49,6 +50,8 @@ class Plan:
         picks: images a round, of each one slice.
         first_steps, steps: of training in the first round, which starts from nothing, and in each after it.
         look: slices of each image that strategies score.
+        sighted: people see on which slices there is something, and only those are scored; else strategies go by the
+            model alone, as far as they ask one.
         width: channels of the network's first level; each of the next four has twice as many.
         pool: cases to annotate, the first of the training cases; None for all.
         tests: test cases of each domain, the first of them; None for all.
@@ -62,7 +65,8 @@ class Plan:
     batch: int = 8
     learning_rate: float = 2e-3
     background: float = 0.1
-    look: int = 16
+    look: int = 8
+    sighted: bool = True
     width: int = 8
     pool: int | None = None
     tests: int | None = None
@@ -179,17 +183,18 @@ class Annotation:
         known, seed = self._known(before), (one.seed, one.number)
         nothing = np.zeros((0, 1), np.float32)
         if one.number == 0 or one.strategy == "random":
-            return choose("random", self.pool.unscored(known), nothing, self.plan.picks, seed)
+            return _spread("random", self.pool.unscored(known), known, nothing, self.plan.picks, seed)
         segmenter = self._load(self._trained(replace(one, number=one.number - 1), before))
         candidates, covered = [], []
         for name, image in self.pool.images.items():
-            scores, depth = score(segmenter, image, most=self.plan.look), image.shape[2]
+            depth, seen = image.shape[2], np.flatnonzero(self.pool.holding[name] & self.plan.sighted)
+            scores = score(segmenter, image, most=self.plan.look, among=seen if len(seen) else None)
             taken = np.setdiff1d(np.arange(depth), known.left(name, depth))
-            if (candidate := Candidate.of(name, scores, taken.tolist())) is not None:
+            if (candidate := Candidate.of(name, scores, taken.tolist(), holding=len(seen) > 0)) is not None:
                 candidates.append(candidate)
             covered.append(coverage(scores, known.covered(name, depth)))
         method: Method = one.strategy  # type: ignore[assignment]  # the name was checked against `STRATEGIES`
-        return choose(method, candidates, np.concatenate(covered), self.plan.picks, seed)
+        return _spread(method, candidates, known, np.concatenate(covered), self.plan.picks, seed)
 
     def _trained(self, one: Round, picks: Sequence[Sequence[Pick]]) -> Path:
         """Weights after a round, from those of the round before; trained unless they are there."""
@@ -236,6 +241,23 @@ class Annotation:
 
     def _load(self, file: Path) -> Segmenter:
         return Segmenter.load(file, device=str(self.where.device), precision=self.where.precision)
+
+
+def _spread(
+    method: Method,
+    candidates: Sequence[Candidate],
+    known: Knowledge,
+    covered: NDArray[np.float32],
+    count: int,
+    seed: tuple[int, int],
+) -> list[Pick]:
+    """Picks among the images with the fewest annotated slices first: the server hands out those without a label."""
+    picks: list[Pick] = []
+    sizes = typical_sizes(candidates)
+    for done in sorted({known.count(one.image) for one in candidates}):
+        few = [one for one in candidates if known.count(one.image) == done]
+        picks += choose(method, few, covered, count - len(picks), seed=seed, sizes=sizes)
+    return picks
 
 
 def _seed(seed: int, number: int) -> int:

@@ -99,6 +99,10 @@ class Knowledge:
             return np.zeros(0, np.int64)
         return np.array([z for z in range(count) if z not in numbers], dtype=np.int64)
 
+    def count(self, name: str) -> int:
+        """How many slices of an image are annotated."""
+        return len(self.numbers.get(name, ()))
+
     def covered(self, name: str, count: int) -> NDArray[np.bool_] | None:
         """Which of its slices are annotated, as `polycl.acquisition.selection.coverage` takes it; None for all."""
         if name in self.numbers and self.reveal != "slices":
