@@ -1,10 +1,14 @@
 """Servers in processes of their own: the images they serve, and waiting until they answer."""
 
+import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +48,28 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
     pytest.fail(f"the server did not start:\n{log.read_text()}")
+
+
+@contextmanager
+def serving(folder: Path, weights: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`polycl serve` over `folder`/studies with its state in `folder`/state, with these environment variables; killed
+    at the end at the latest."""
+    port, log = free_port(), folder / "output.txt"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("POLYCL_", "MONAI_"))}
+    ours = {
+        "POLYCL_STATE": str(folder / "state"),
+        "POLYCL_WEIGHTS": str(weights),
+        "POLYCL_PRECISION": "fp32",
+        "POLYCL_DEVICE": "cpu",
+    }
+    command = [sys.executable, "-m", "polycl.cli", "serve", "--studies", str(folder / "studies"), "--port", str(port)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=clean | ours | variables, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()

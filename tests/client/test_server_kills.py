@@ -10,12 +10,8 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from recording import SHAPE
-from starting import AFFINES, free_port, wait_for
+from starting import AFFINES, serving
 
 from polycl import checkpoints
 from polycl.labels.library import Library
@@ -48,29 +44,6 @@ def painted(number: int) -> np.ndarray:
         voxels[bit, 0, 0] = number >> bit & 1
     voxels[0, 1, 0] = 2
     return voxels
-
-
-@contextmanager
-def serving(folder: Path, weights: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """`polycl serve` over `folder`/studies with its state in `folder`/state; killed at the end at the latest."""
-    port, log = free_port(), folder / "output.txt"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("POLYCL_", "MONAI_"))}
-    ours = {
-        "POLYCL_STATE": str(folder / "state"),
-        "POLYCL_WEIGHTS": str(weights),
-        "POLYCL_PRECISION": "fp32",
-        "POLYCL_DEVICE": "cpu",
-        "POLYCL_LABEL_VERSIONS": "100000",
-    }
-    command = [sys.executable, "-m", "polycl.cli", "serve", "--studies", str(folder / "studies"), "--port", str(port)]
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, cwd=folder, env=clean | ours, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        wait_for(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.kill()
-        process.wait()
 
 
 class People:
@@ -183,7 +156,7 @@ def test_killed_and_started_again(site: Path, tiny_checkpoint: Path) -> None:
     luck = random.Random(2)
     told: list[dict[str, Any]] = []
     for turn in range(KILLS):
-        with serving(site, tiny_checkpoint.parent) as (address, process):
+        with serving(site, tiny_checkpoint.parent, POLYCL_LABEL_VERSIONS="100000") as (address, process):
             check(address, site, told)
             people = People(address, site / "scratch", 1000 * turn)
             people.wait(luck.randint(1, 4))
@@ -191,7 +164,7 @@ def test_killed_and_started_again(site: Path, tiny_checkpoint: Path) -> None:
             process.kill()
             people.end()
             told += people.told
-    with serving(site, tiny_checkpoint.parent) as (address, _):
+    with serving(site, tiny_checkpoint.parent, POLYCL_LABEL_VERSIONS="100000") as (address, _):
         check(address, site, told)
     assert len(told) >= KILLS
     assert len({(one["image"], one["version"]) for one in told}) == len(told), "no number is given twice"
