@@ -218,6 +218,7 @@ def test_the_queue_names_image_and_slice_with_a_picture(client: TestClient) -> N
     item = told["items"][0]
     given = client.post("/activelearning/polycl-mixed", json={"client_id": "ann"}).json()
     assert (given["id"], given["slice"]) == (item["image"], item["slice"])
+    assert get(client, f"slice?image={item['image']}") == {"slice": item["slice"]}
     held = {one["image"]: one["held"] for one in get(client, "queue")["items"]}
     assert held == {name: name == given["id"] for name in PATIENTS}
     people = {one["image"]: one["people"] for one in get(client, "queue")["items"]}
@@ -242,6 +243,8 @@ def test_the_queue_names_image_and_slice_with_a_picture(client: TestClient) -> N
         ("queue?count=0", 422),
         ("queue?count=1000", 422),
         ("thumbnail?image=nobody&slice=0", 404),
+        ("slice?image=nobody", 404),
+        ("slice", 422),
         (f"thumbnail?image={PATIENTS[0]}&slice=99", 422),
         (f"thumbnail?image={PATIENTS[0]}&slice=-1", 422),
         ("thumbnail?image=../x&slice=0", 404),

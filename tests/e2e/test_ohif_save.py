@@ -189,6 +189,25 @@ def test_propagation_leaves_what_it_was_not_asked_for(viewer: Viewer, patients: 
     np.testing.assert_array_equal(segment_voxels(viewer, "spleen"), other)
 
 
+def test_the_suggested_slice_is_shown(viewer: Viewer, readers_server: Server, patients: dict[str, Patient]) -> None:
+    viewer.open_study(THIRD)
+    viewer.connect()
+    viewer.choose("Segmentation", "tiny")
+    assert viewer.run("Segmentation").status == 200  # the server has the series from now on, and scores it
+    asked = {"url": f"{readers_server.address}/polycl/api/slice", "params": {"image": patients[THIRD].uid}}
+    for _ in range(120):
+        if (reply := httpx.get(**asked, timeout=60)).status_code == 200:
+            break
+        assert "not scored yet" in reply.text
+        time.sleep(0.5)
+    wanted = reply.json()["slice"]
+    before = viewer.canvas("axial").shown
+    assert viewer.press("suggest") == f"Slice {wanted['index'] + 1} of {wanted['of']} is worth most."
+    assert viewer.canvas("axial").shown == [*before[:2], wanted["index"]]
+    assert viewer.canvas("sagittal").shown[0] == before[0]
+    viewer.keep("10-suggested")
+
+
 def test_the_buttons_say_what_is_missing(viewer: Viewer) -> None:
     viewer.open_study(FIRST)
     viewer.connect()

@@ -143,6 +143,18 @@ def queue(strategy: str, count: int = QUEUE) -> dict[str, Any]:
     }
 
 
+def suggested(image: str) -> dict[str, Any]:
+    """The slice of an image to begin with; NotFoundError, with the reason, where none is known."""
+    scores = app_instance().scores
+    place, picks = scores.place(image), scores.choose("first", [image], 1)
+    if place is not None and picks:
+        return {"slice": place.slice(picks[0].slice)}
+    if place is not None:
+        raise NotFoundError("this image has a label already: no slice is suggested")
+    reason = scores.progress().skipped.get(image)
+    raise NotFoundError(f"no slice can be suggested: {reason}" if reason else "this image is not scored yet")
+
+
 def picture(image: str, number: int) -> bytes:
     """A small PNG of a slice of an image that lies in the store's folder; NotFoundError if it does not."""
     path = app_instance().datastore().library.image(image)

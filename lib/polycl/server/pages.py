@@ -145,6 +145,12 @@ def queue(strategy: str = "polycl-mixed", count: Annotated[int, Query(ge=1, le=5
     return overview.queue(strategy, count)
 
 
+@api.get("/slice")
+def slice_to_begin_with(image: str) -> dict[str, Any]:
+    """The slice of an image to label first."""
+    return overview.suggested(image)
+
+
 @api.get("/cache")
 def cache() -> dict[str, Any]:
     """Counters of the cache of embeddings."""

@@ -191,6 +191,19 @@
     return `${slices.size} ${slices.size === 1 ? 'slice' : 'slices'} changed`;
   }
 
+  // Shows the slice that the server would have painted first, in the views that lie along the slices.
+  async function suggest() {
+    const map = current();
+    const query = new URLSearchParams({ image: map.series });
+    const { slice } = await (await ask(`/polycl/api/slice?${query}`)).json();
+    const [right, front, up] = slice.ras;
+    for (const viewport of core.getRenderingEngines()[0].getViewports()) {
+      const { viewPlaneNormal } = viewport.getCamera();
+      if (Math.abs(viewPlaneNormal[2]) > 0.7) viewport.jumpToWorld([-right, -front, up]);
+    }
+    return `Slice ${slice.index + 1} of ${slice.of} is worth most.`;
+  }
+
   // ---- the tools in the panel
 
   const choice = () => document.getElementById('polycl-segment');
@@ -209,6 +222,7 @@
 
   const HTML = `
     <style>${LOOK}</style>
+    <button id="polycl-suggest" title="Go to the slice that is most worth painting">Suggested slice</button>
     <label>Segment <select id="polycl-segment"></select></label>
     <button id="polycl-brush" aria-pressed="false">Brush</button>
     <button id="polycl-eraser" aria-pressed="false">Eraser</button>
@@ -231,6 +245,7 @@
     part('segment').addEventListener('change', choose);
     part('radius').addEventListener('input', setRadius);
     for (const name of Object.keys(TOOLS)) part(name).addEventListener('click', () => toggle(name));
+    part('suggest').addEventListener('click', () => run('Asking…', suggest));
     part('save').addEventListener('click', () => run('Saving…', save));
     part('load').addEventListener('click', () => run('Loading…', load));
     offerPropagation(part('propagate')).catch(() => {});
@@ -290,7 +305,7 @@
 
   async function run(doing, work) {
     const status = document.getElementById('polycl-status');
-    const buttons = ['propagate', 'save', 'load'].map(name => document.getElementById(`polycl-${name}`));
+    const buttons = ['suggest', 'propagate', 'save', 'load'].map(name => document.getElementById(`polycl-${name}`));
     buttons.forEach(button => { button.disabled = true; });
     status.className = '';
     status.textContent = doing;
