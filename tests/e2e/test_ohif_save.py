@@ -202,7 +202,9 @@ def test_the_suggested_slice_is_shown(viewer: Viewer, readers_server: Server, pa
         time.sleep(0.5)
     wanted = reply.json()["slice"]
     before = viewer.canvas("axial").shown
-    assert viewer.press("suggest") == f"Slice {wanted['index'] + 1} of {wanted['of']} is worth most."
+    place = wanted["of"] - wanted["number"]
+    assert viewer.press("suggest") == f"Slice {place} of {wanted['of']}, from the head, is worth most."
+    assert viewer.page.get_by_text(f"({place}/{wanted['of']})").is_visible(), "as the viewer itself counts"
     assert viewer.canvas("axial").shown == [*before[:2], wanted["index"]]
     assert viewer.canvas("sagittal").shown[0] == before[0]
     viewer.keep("10-suggested")

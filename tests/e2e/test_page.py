@@ -236,7 +236,9 @@ def test_what_to_label_next(site: Site, browser: Browser) -> None:
     expect(queue).to_contain_text("scored by tiny@2", timeout=SLOW_MS)
     expect(queue.get_by_role("img")).to_have_count(STUDIES - 2, timeout=SLOW_MS)
     first = items.first
-    assert re.search(r"Slice \d+ of 24, from the feet", first.inner_text())
+    told = re.search(r"Slice (\d+) of 24, from the feet\s+(\d+) of 24 in OHIF", first.inner_text())
+    assert told
+    assert int(told[1]) + int(told[2]) == 25, "OHIF counts from the head"
     for image in queue.get_by_role("img").all():
         image.scroll_into_view_if_needed()
         expect(image).to_have_js_property("complete", True, timeout=SLOW_MS)

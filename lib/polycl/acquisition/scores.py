@@ -49,8 +49,8 @@ class Place(Typed):
         """A canonical axial slice as a person finds it again.
 
         `number` counts from the lowest, 0; `of` is how many there are. `ras` is its centre in millimetres. `axis` and
-        `index` are where it lies in the file: OHIF shows `index` + 1, and Slicer's Data Probe `index` as the last of
-        its three, for axial images.
+        `index` are where it lies in the file: Slicer's Data Probe shows `index` as the last of its three, for axial
+        images. OHIF's MONAI Label mode counts from the head: it shows `of` - `number`.
         """
         i, j, depth = self.shape
         centre = np.array(self.affine) @ ((i - 1) / 2, (j - 1) / 2, number, 1)

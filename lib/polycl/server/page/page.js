@@ -136,7 +136,7 @@ function study(item) {
   return h("li", { class: "study" }, picture, h("div", null,
     h("h3", null, item.image),
     where ? h("p", null, `Slice ${where.number + 1} of ${where.of}, from the feet`) : h("p", { class: "quiet" }, "not scored yet"),
-    where && h("p", { class: "small quiet" }, `image ${where.index + 1} in OHIF, S ${where.ras[2].toFixed(1)} mm in Slicer`),
+    where && h("p", { class: "small quiet" }, `${where.of - where.number} of ${where.of} in OHIF, S ${where.ras[2].toFixed(1)} mm in Slicer`),
     (item.held || item.people.length > 0) && h("span", { class: "badge" }, working(item.people))));
 }
 

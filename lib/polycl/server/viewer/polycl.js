@@ -201,7 +201,7 @@
       const { viewPlaneNormal } = viewport.getCamera();
       if (Math.abs(viewPlaneNormal[2]) > 0.7) viewport.jumpToWorld([-right, -front, up]);
     }
-    return `Slice ${slice.index + 1} of ${slice.of} is worth most.`;
+    return `Slice ${slice.of - slice.number} of ${slice.of}, from the head, is worth most.`;
   }
 
   // ---- the tools in the panel
