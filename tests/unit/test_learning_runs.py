@@ -23,7 +23,7 @@ from polycl.catalogue import Catalogue
 from polycl.checkpoints import Header
 from polycl.errors import InputError, NotFoundError
 from polycl.labels.record import SavedLabel
-from polycl.learning import process, trainer
+from polycl.learning import process, trainer, worker
 from polycl.learning.examples import split
 from polycl.learning.gate import Rule
 from polycl.learning.patients import Patients
@@ -356,6 +356,22 @@ def test_a_process_trains_alone_and_can_be_cancelled(
     assert subprocess.run(second, check=False, timeout=60).returncode == 0, "a run that has ended is left alone"
     assert run.state() == "cancelled"
     assert trainer.versions.kept(NAME) == []
+
+
+@pytest.mark.parametrize("own_session", [True, False])
+def test_the_session_of_a_process_that_trains_is_as_nice_as_the_process(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_session: bool
+) -> None:
+    added: list[int] = []
+    session = tmp_path / "autogroup"
+    monkeypatch.setattr(worker, "AUTOGROUP", session)
+    monkeypatch.setattr(os, "nice", lambda more: added.append(more) or 3)
+    monkeypatch.setattr(os, "getsid", lambda _: os.getpid() if own_session else 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    worker._step_back(make_run(nice=15))
+    assert added == [0, 12], "as nice as asked, whatever it was before"
+    assert session.is_file() == own_session
+    assert not own_session or session.read_text() == "15"
 
 
 def trainer_module() -> str:

@@ -6,6 +6,7 @@ and is left out when that is there. SIGTERM stops it in order; whether for good 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ from polycl.learning.telling import Teller
 BUSY = 75
 """Exit code where another process trains already (EX_TEMPFAIL)."""
 PATIENCE_SECONDS = 10
+AUTOGROUP = Path("/proc/self/autogroup")
 FOLDERS = re.compile(r"(?<!\w)/\S*/")
 """Clients are told what a run tells; where this machine keeps its files is not for them."""
 
@@ -83,12 +85,19 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _step_back(run: Run) -> None:
-    """Give way to whoever else wants the processor, such as the server that started this."""
+    """Give way to whoever else wants the processor, such as the server that started this.
+
+    Where Linux shares the processor out among sessions first, and this has one of its own, being nice is not enough:
+    only within a session does it count. The session has to be nice too.
+    """
     try:
         request = run.task()
     except PolyclError:  # told by who carries it out
         return
     os.nice(max(0, request.nice - os.nice(0)))
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # another system, or one that shares otherwise
+            AUTOGROUP.write_text(str(request.nice))
     import torch
 
     torch.set_num_threads(request.threads)
