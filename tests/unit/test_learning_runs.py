@@ -139,6 +139,7 @@ def test_publishing_can_be_forced_and_forbidden(make_run: MakeRun, versions: Ver
     forced = make_run(publish="force", learning_rate=1e-6)
     carry_out(forced)
     assert forced.events()[-1].published
+    assert "published: as requested, though held back by the gate: mean Dice" in forced.events()[-1].message
     assert versions.live(NAME) == 1
     never = make_run(publish="never", rule=Rule(margin=0, drop=1))
     carry_out(never)
@@ -163,7 +164,8 @@ def test_another_version_published_meanwhile_is_not_replaced(
 def test_without_validation_patients_a_candidate_is_kept(make_run: MakeRun, saved: list[SavedLabel]) -> None:
     run = make_run(saved[:2])
     assert carry_out(run) == 0
-    assert "no validation patient" in run.events()[-1].message
+    assert "no validation patient to compare by: one of every 3 new patients" in run.events()[-1].message
+    assert run.events()[-1].message.endswith("and 3 are needed")
     assert run.events()[-1].published is False
 
 

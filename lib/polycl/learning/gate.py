@@ -8,6 +8,7 @@ from pydantic import Field
 
 from polycl.checkpoints import Typed
 from polycl.errors import InputError
+from polycl.learning.patients import EVERY
 from polycl.learning.scores import Cell, Scores, mean_over_groups
 
 
@@ -42,7 +43,8 @@ def decide(before: Scores, after: Scores, rule: Rule) -> Decision:
     old = mean_over_groups((cell.patient, was) for cell, was, _ in pairs)
     new = mean_over_groups((cell.patient, now) for cell, _, now in pairs)
     if old is None or new is None:
-        return Decision(publish=False, reason="no validation patient to compare by")
+        kept = f"one of every {EVERY} new patients is kept for that, and {rule.patients} are needed"
+        return Decision(publish=False, reason=f"no validation patient to compare by: {kept}")
     figures = f"mean Dice {old:.3f} before, {new:.3f} after, on {_count(len(patients), 'validation patient')}"
     reasons = []
     if len(patients) < rule.patients:

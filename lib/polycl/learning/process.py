@@ -212,6 +212,7 @@ def _conclude(request: Request, version: Version, result: _Result, tell: Teller)
             why = "as requested" if forced else "better"
             versions.publish(request.model, version.number, why, instead_of=None if forced else request.parent)
             published = True
+            reason = reason if version.publish else f"as requested, though held back by the gate: {reason}"
         except Superseded as error:
             reason = f"{reason}; {error}"
     elif request.publish == "never":
