@@ -270,7 +270,9 @@ def test_a_site_may_serve_some_models_only(
         served("tiny,nobody")
 
 
-def test_a_stopping_server_gives_up_its_inferences(settings: Settings, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_stopping_server_goes_on_with_its_inferences_for_a_while(
+    settings: Settings, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
     from polycl.catalogue import Catalogue
     from polycl.monailabel.infer import Runtime, SegmentTask, Stopping
 
@@ -280,7 +282,9 @@ def test_a_stopping_server_gives_up_its_inferences(settings: Settings, tmp_path:
     write_volume(Volume(ct(0), AFFINES["ras"]), tmp_path / "a.nii")
     file, _ = task({"image": str(tmp_path / "a.nii")})
     assert Path(file).parent == runtime.results
-    runtime.stopping.set()
+    runtime.stop()
+    task({"image": str(tmp_path / "a.nii")})
+    runtime.give_up()
     with pytest.raises(Stopping):
         task({"image": str(tmp_path / "a.nii")})
 

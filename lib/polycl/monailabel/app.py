@@ -205,9 +205,13 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         super().on_init_complete()
 
     def stop(self) -> None:
-        """The server goes down: nothing new is begun."""
+        """The server goes down: nothing new is begun, and what was asked for goes on."""
         self.runtime.stop()
         self.scores.cancel()
+
+    def give_up(self) -> None:
+        """There is no more time: inferences that still run end at their next slice, and are answered 503."""
+        self.runtime.give_up()
 
     def close(self, seconds: float | None = None) -> bool:
         """Stop, and wait for the threads that compute, each for so long at most. Whether all have ended.
@@ -215,6 +219,7 @@ class PolyclApp(MONAILabelApp):  # type: ignore[misc, unused-ignore]
         One that torch works in may not outlive Python.
         """
         self.stop()
+        self.give_up()
         for task in self._trainers.values():
             task.trainer.close()
         ended = [self.scores.close(seconds), self.runtime.engines.cache.close(seconds)]

@@ -55,16 +55,20 @@ class Runtime:
         self.replies = ReplyLog(settings.cache / "replies")
         self.segmentations = Segmentations()
         self.courtesy = Courtesy()
-        self.stopping = threading.Event()
+        self.stopping, self.giving_up = threading.Event(), threading.Event()
         self.results = settings.cache / "results"
         self.results.mkdir(parents=True, exist_ok=True)
         self._serving = serving(settings.state)  # held as long as this is in use
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def stop(self) -> None:
-        """The server goes down: what takes long ends at its next slice, and nothing is computed ahead any more."""
+        """The server goes down: nothing is computed ahead any more, what was asked for goes on."""
         self.stopping.set()
         self.ahead.stop()
+
+    def give_up(self) -> None:
+        """There is no more time: what still runs ends at its next slice."""
+        self.giving_up.set()
 
     def image(self, path: Path) -> Volume:
         """An image of the store whatever its values are, from memory where it was used just before."""
@@ -95,9 +99,9 @@ class Runtime:
     def progress(self, done: int, total: int) -> None:
         """Called between slices, to let clicks pass.
 
-        Raises Stopping when the server goes down, Cancelled when the client is gone.
+        Raises Stopping when the server cannot wait any longer, Cancelled when the client is gone.
         """
-        if self.stopping.is_set():
+        if self.giving_up.is_set():
             raise Stopping("the server is shutting down")
         jobs.check()
         self.courtesy.let_pass()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -29,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 PORT = 8000
-SECONDS_TO_FINISH = 10
-"""How long a stopping server waits for requests that still run."""
+SECONDS_TO_FINISH = 10.0
+"""How long requests that run may go on when the server stops."""
+SECONDS_TO_ANSWER = 5.0
+"""And then, to end at their next slice, and to be answered."""
 SECONDS_TO_END = 2.0
 """And then for each thread that computes ahead."""
 
@@ -121,11 +124,13 @@ def _serve(app: FastAPI, listener: socket.socket, address: str, on_ready: Callab
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             lanes().close(Stopping("the server is shutting down"))
-            stop()
+            served.stop()
+            asyncio.get_running_loop().call_later(SECONDS_TO_FINISH, served.give_up)
             await super().shutdown(sockets)
 
-    stop = app_instance().stop  # an app that cannot start says why here, not in uvicorn's log
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=SECONDS_TO_FINISH)
+    served = app_instance()  # an app that cannot start says why here, not in uvicorn's log
+    patience = int(SECONDS_TO_FINISH + SECONDS_TO_ANSWER)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=patience)
     server = Server(config)
     with _quiet_signals():
         server.run(sockets=[listener])
