@@ -21,3 +21,14 @@ def test_a_reader_that_fails_is_noticed() -> None:
     with pytest.raises(IndexError) as raised:
         fuzz_readers.run(fuzz_readers.Target([b"as it was"], read), executions=50)
     assert any("of seed 0" in note for note in raised.value.__notes__)
+
+
+def test_a_reader_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(data: bytes) -> None:
+        while data == b"for ever":
+            pass
+
+    monkeypatch.setattr(fuzz_readers, "SLOW_S", 0.05)
+    fuzz_readers.timed(read, b"not so long")
+    with pytest.raises(TimeoutError, match="processor time"):
+        fuzz_readers.timed(read, b"for ever")
