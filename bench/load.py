@@ -2,13 +2,15 @@
 
 The server runs in a process of its own over generated phantoms, no two of which have the same grid. Each reply is held
 against what its client asked for: the grid of its image, the name of its label, and the mask that the same request had
-when nobody else asked. At the end each save that was confirmed must be a version of that client's, with the voxels that
-it painted. The times of clicks whose slice is in the cache are compared with those alone; then the same for a while
-against MONAI Label's own server, which has none of our queue.
+when nobody else asked. Who segments takes an image that nobody has segmented, as the server remembers its results: a
+phantom that lies elsewhere in space. At the end each save that was confirmed must be a version of that client's, with
+the voxels that it painted. The times of clicks whose slice is in the cache are compared with those alone; then the same
+for a while against MONAI Label's own server, which has none of our queue.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -42,6 +44,10 @@ BARE_MINUTES = 1.0
 """How long MONAI Label's own server is tried, at most."""
 IMAGES, POINTS, ALONE = 6, 6, 60
 """Images, places to click at in each, and clicks that are timed alone."""
+ALONE_THINK_S = 0.2
+"""Between these, for what the server does once a click is answered."""
+COPIES_A_MINUTE = 8
+"""Of each image elsewhere in space, one for each time that somebody segments."""
 SEGMENTER = "polycl-liver"
 ACTIONS = {"click": 50, "segment": 15, "save": 15, "page": 20}
 PAGES = ("/info/", "/polycl/", "/polycl/api/queue", "/polycl/api/labels", "/datastore/", "/healthz")
@@ -68,6 +74,8 @@ class Study:
     name: str
     image: Volume
     points: list[Point]
+    copies: Iterator[tuple[str, Volume]]
+    """Names and grids of images with the same voxels elsewhere."""
     clicked: dict[Point, Volume] = field(default_factory=dict)
     segmented: list[Volume] = field(default_factory=list)
 
@@ -79,6 +87,7 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     clicks: list[float] = field(default_factory=list)
+    volumes: list[float] = field(default_factory=list)
     saves: list[tuple[str, str, int, int]] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -96,7 +105,9 @@ def run(settings: Settings, minutes: float = MINUTES) -> dict[str, Any]:
             f"  {name}: {row['requests']} requests ({row['done']}); 5xx but 503: {row['failed']}, 503: {row['busy']}, "
             f"lost: {row['lost']}, mixed up: {row['mixed_up']}; "
             f"cached clicks, p95: {row['alone_p95_ms']:.0f} ms alone, {row['load_p95_ms']:.0f} ms under load "
-            f"({row['ratio']:.1f} times); memory {row['memory_start_mib']:.0f} to {row['memory_end_mib']:.0f} MiB"
+            f"({row['ratio']:.1f} times; median {row['alone_median_ms']:.0f} and {row['load_median_ms']:.0f} ms); "
+            f"volumes, median {row['volume_median_s']:.1f} s; "
+            f"memory {row['memory_start_mib']:.0f} to {row['memory_end_mib']:.0f} MiB"
         )
         for line in row["first_wrong"]:
             print(f"    {line}")  # noqa: T201
@@ -105,7 +116,7 @@ def run(settings: Settings, minutes: float = MINUTES) -> dict[str, Any]:
 
 def measure(folder: Path, settings: Settings, minutes: float, *, bare: bool) -> dict[str, Any]:
     """One server under load."""
-    studies = make_studies(folder / "studies")
+    studies = make_studies(folder / "studies", max(1, round(COPIES_A_MINUTE * minutes)))
     tally = Tally()
     with server(folder, settings, bare=bare) as (address, process):
         clicker = clicking_model(address)
@@ -137,6 +148,9 @@ def summary(tally: Tally, alone: list[float], memory: list[int]) -> dict[str, An
         "alone_p95_ms": p95(alone) * 1e3,
         "load_p95_ms": p95(load) * 1e3,
         "ratio": p95(load) / p95(alone),
+        "alone_median_ms": statistics.median(alone) * 1e3,
+        "load_median_ms": statistics.median(load) * 1e3,
+        "volume_median_s": statistics.median(tally.volumes or [float("nan")]),
         "load_clicks": len(tally.clicks),
         "memory_start_mib": memory[0] / 2**20,
         "memory_end_mib": statistics.median(memory[-3:]) / 2**20,
@@ -183,18 +197,24 @@ class Client:
         params, mask = parsed(answer)
         if params["label_names"] != {label: 1}:
             self._wrong(f"click: asked for {label}, got {params['label_names']}")
-        self._compare("click", mask, study.clicked[point], study)
+        self._compare("click", mask, study.clicked[point], study.name, study.image)
         if params.get("cached"):
             with self._tally.lock:
                 self._tally.clicks.append(seconds)
         return True
 
     def segment(self, study: Study) -> bool:
-        """The whole volume."""
-        answer = segmented(self._http, study, self.name)
+        """The whole volume, of an image that nobody has segmented yet."""
+        with self._tally.lock:
+            name, grid = next(study.copies)
+        started = time.perf_counter()
+        answer = segmented(self._http, name, self.name)
+        seconds = time.perf_counter() - started
         if not self._count(answer.status_code):
             return False
-        self._compare("segment", parsed(answer)[1], study.segmented[0], study)
+        with self._tally.lock:
+            self._tally.volumes.append(seconds)
+        self._compare("segment", parsed(answer)[1], study.segmented[0], name, grid)
         return True
 
     def save(self, study: Study) -> bool:
@@ -225,11 +245,11 @@ class Client:
         """A page, or what one is made of."""
         return self._count(self._http.get(self._draw.choice(PAGES)).status_code)
 
-    def _compare(self, what: str, mask: Volume, expected: Volume, study: Study) -> None:
-        if not mask.same_grid(study.image):
-            self._wrong(f"{what}: the mask is not on the grid of {study.name}")
+    def _compare(self, what: str, mask: Volume, expected: Volume, name: str, grid: Volume) -> None:
+        if not mask.same_grid(grid):
+            self._wrong(f"{what}: the mask is not on the grid of {name}")
         elif (mask.voxels != expected.voxels).sum() > 0.01 * max(1, int((expected.voxels > 0).sum())):
-            self._wrong(f"{what}: not the mask that {study.name} has alone")
+            self._wrong(f"{what}: not the mask that {name} has alone")
 
     def _count(self, status: int) -> bool:
         with self._tally.lock:
@@ -241,8 +261,11 @@ class Client:
             self._tally.wrong.append(text)
 
 
-def make_studies(folder: Path) -> list[Study]:
-    """Images of different patients and grids, written to `folder`, with places in their livers."""
+def make_studies(folder: Path, copies: int) -> list[Study]:
+    """Images of different patients and grids, written to `folder`, with places in their livers.
+
+    And `copies` of each elsewhere in space.
+    """
     folder.mkdir(parents=True)
     studies = []
     for number in range(IMAGES):
@@ -251,8 +274,19 @@ def make_studies(folder: Path) -> list[Study]:
         inside = np.argwhere(phantom.labels.voxels == 1)
         chosen = np.linspace(0, len(inside) - 1, POINTS + 2).astype(int)[1:-1]
         image = read_volume(folder / f"patient-{number}.nii.gz")
-        studies.append(Study(f"patient-{number}", image, [tuple(map(int, inside[at])) for at in chosen]))
+        points = [tuple(map(int, inside[at])) for at in chosen]
+        elsewhere = [copied(image, number, 1.0 + copy, folder) for copy in range(copies)]
+        studies.append(Study(f"patient-{number}", image, points, itertools.cycle(elsewhere)))
     return studies
+
+
+def copied(image: Volume, number: int, shift: float, folder: Path) -> tuple[str, Volume]:
+    """Name and grid of a file in `folder` with the voxels of `image`, `shift` mm to the right."""
+    affine = image.affine.copy()
+    affine[0, 3] += shift
+    name, copy = f"patient-{number}-{shift:.0f}", Volume(image.voxels, affine)
+    write_volume(copy, folder / f"{name}.nii.gz")
+    return name, copy
 
 
 @contextmanager
@@ -301,11 +335,12 @@ def warm_up(address: str, clicker: str, studies: list[Study]) -> list[float]:
     seconds: list[float] = []
     with httpx.Client(base_url=address, timeout=600) as http:
         for study in studies:
-            study.segmented.append(parsed(segmented(http, study, "alone"))[1])
+            study.segmented.append(parsed(segmented(http, study.name, "alone"))[1])
             for point in study.points:
                 study.clicked[point] = parsed(clicked(http, clicker, study, point, "x", "alone"))[1]
         http.get("/polycl/api/queue")
         for number in range(ALONE):
+            time.sleep(ALONE_THINK_S)
             study = studies[number % IMAGES]
             started = time.perf_counter()
             answer = clicked(http, clicker, study, study.points[number % POINTS], "x", "alone")
@@ -320,10 +355,10 @@ def clicked(http: httpx.Client, model: str, study: Study, point: Point, label: s
     return http.post(f"/infer/{model}", params={"image": study.name}, data={"params": json.dumps(params)})
 
 
-def segmented(http: httpx.Client, study: Study, who: str) -> httpx.Response:
+def segmented(http: httpx.Client, image: str, who: str) -> httpx.Response:
     """Ask for the whole volume."""
     params = {"client_id": who, "result_extension": ".nii.gz"}
-    return http.post(f"/infer/{SEGMENTER}", params={"image": study.name}, data={"params": json.dumps(params)})
+    return http.post(f"/infer/{SEGMENTER}", params={"image": image}, data={"params": json.dumps(params)})
 
 
 def parsed(answer: httpx.Response) -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.unit
 
 load = _load("load")
 SHAPE = (6, 5, 4)
+ELSEWHERE = np.array([[1.0, 0, 0, 9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 def mask(value: int = 1, shape: tuple[int, ...] = SHAPE) -> Volume:
@@ -40,7 +42,8 @@ def reply(params: dict[str, Any], result: Volume, folder: Path) -> httpx.Respons
 @pytest.fixture
 def study() -> Any:
     point = (1, 1, 1)
-    return load.Study("a", Volume(np.zeros(SHAPE, np.int16), np.eye(4)), [point], {point: mask()}, [mask()])
+    image, elsewhere = (Volume(np.zeros(SHAPE, np.int16), affine) for affine in (np.eye(4), ELSEWHERE))
+    return load.Study("a", image, [point], itertools.repeat(("b", elsewhere)), {point: mask()}, [mask()])
 
 
 def client(study: Any, answer: Any) -> Any:
@@ -75,6 +78,14 @@ def test_a_click_that_was_somebody_elses(
     assert one.click(study)
     assert len(one._tally.wrong) == wrong
     assert len(one._tally.clicks) == 1
+
+
+@pytest.mark.parametrize(("affine", "wrong"), [(ELSEWHERE, 0), (np.eye(4), 1)])
+def test_a_volume_on_the_grid_of_another(study: Any, tmp_path: Path, affine: np.ndarray, wrong: int) -> None:
+    one = client(study, lambda params: reply({}, Volume(mask().voxels, affine), tmp_path))
+    assert one.segment(study)
+    assert len(one._tally.wrong) == wrong
+    assert len(one._tally.volumes) == 1
 
 
 def test_refusals_are_counted(study: Any) -> None:
