@@ -38,12 +38,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the server answers; fail with its output if it ends first."""
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path, path: str = "/info/") -> None:
+    """Return once the server answers at `path`; fail with its output if it ends first."""
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urllib.request.urlopen(f"{address}/info/", timeout=SECONDS_TO_START).close()
+            urllib.request.urlopen(f"{address}{path}", timeout=SECONDS_TO_START).close()
             return
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
