@@ -4,9 +4,12 @@ import gzip
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from fake_pacs import STUDY, FakePacs, fake_pacs
+from hypothesis import given
+from hypothesis import strategies as st
 from replies import refused
 from starlette.testclient import TestClient
 
@@ -17,6 +20,7 @@ from polycl.server.proxy import address
 pytestmark = [pytest.mark.app, pytest.mark.timeout(60)]
 
 ROOT = "http://pacs:8042/dicom-web"
+PARTS = ("studies", "1.2", "..", ".", "%2e", "%2f", "%", "\\", "@", ":", "//", "?", "#", ";", "~", "http:")
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,17 @@ def test_addresses(path: str) -> None:
     assert address(ROOT, "qido", path, "a=b&c=%2F") == f"{ROOT}/{path}?a=b&c=%2F"
     with pytest.raises(BadRequest):
         address(ROOT, "", f"{path}/../../..", "")
+
+
+@given(st.lists(st.sampled_from([*PARTS, "/"]) | st.text(max_size=3), max_size=8).map("".join))
+def test_no_path_leads_out_of_the_root(path: str) -> None:
+    try:
+        url = urlsplit(address(ROOT, "wado", path, ""))
+    except BadRequest:
+        return
+    assert (url.scheme, url.netloc, url.query, url.fragment) == ("http", "pacs:8042", "", "")
+    assert url.path.startswith("/dicom-web/")
+    assert not {"", ".", ".."} & set(unquote(url.path).split("/")[1:])
 
 
 def test_it_only_reads(client: TestClient, fake: FakePacs) -> None:
