@@ -80,7 +80,9 @@ class World:
     def __init__(self, app: Any) -> None:
         self.app = app
 
-    def ask(self, method: str, url: str, address: str = "10.0.0.1", **params: Any) -> Asked:
+    def ask(
+        self, method: str, url: str, address: str = "10.0.0.1", reads: asyncio.Event | None = None, **params: Any
+    ) -> Asked:
         path, _, query = url.partition("?")
         body = urlencode({"params": json.dumps(params)}).encode() if params else b""
         headers = [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/x-www-form-urlencoded")]
@@ -98,11 +100,13 @@ class World:
 
         async def send(message: Any) -> None:
             messages.append(message)
+            if reads is not None:
+                await reads.wait()
 
         return Asked(asyncio.create_task(self.app(scope, receive, send)), gone, messages)
 
-    def volume(self, address: str = "10.0.0.1") -> Asked:
-        return self.ask("POST", "/infer/tiny?image=lps&output=json", address)
+    def volume(self, address: str = "10.0.0.1", reads: asyncio.Event | None = None) -> Asked:
+        return self.ask("POST", "/infer/tiny?image=lps&output=json", address, reads)
 
     def click(self, address: str = "10.0.0.2") -> Asked:
         return self.ask("POST", "/infer/polycl-click?image=lps&output=json", address, foreground=[[18, 14, 3]])
@@ -231,6 +235,22 @@ def test_work_stops_when_the_client_leaves(client: TestClient, slow: Slow) -> No
         slow.end.set()
         await asyncio.wait_for(waiting.task, PATIENCE_S)
         assert waiting.status == 200
+
+    play(client, slow, scene)
+
+
+def test_a_client_that_reads_slowly_holds_no_place(client: TestClient, slow: Slow) -> None:
+    async def scene(world: World) -> None:
+        slow.end.set()
+        reads = asyncio.Event()
+        asleep = [world.volume(f"10.0.1.{number}", reads) for number in range(VOLUMES)]
+        await until(lambda: all(one.messages for one in asleep))
+        other = world.volume("10.0.2.1")
+        await asyncio.wait_for(other.task, PATIENCE_S)
+        assert other.status == 200
+        assert not any(one.task.done() for one in asleep)
+        reads.set()
+        await asyncio.gather(*(one.task for one in asleep))
 
     play(client, slow, scene)
 
