@@ -52,7 +52,8 @@ SEGMENTER = "polycl-liver"
 ACTIONS = {"click": 50, "segment": 15, "save": 15, "page": 20}
 PAGES = ("/info/", "/polycl/", "/polycl/api/queue", "/polycl/api/labels", "/datastore/", "/healthz")
 PATIENCE_S = 120.0
-SAMPLE_S = 5.0
+SAMPLE_S, SETTLED_S = 5.0, 60.0
+"""How often memory is looked at, and how long it may rise to what this many at once need."""
 SERVE = """
 import sys
 if sys.argv[3] == "bare":
@@ -107,7 +108,8 @@ def run(settings: Settings, minutes: float = MINUTES) -> dict[str, Any]:
             f"cached clicks, p95: {row['alone_p95_ms']:.0f} ms alone, {row['load_p95_ms']:.0f} ms under load "
             f"({row['ratio']:.1f} times; median {row['alone_median_ms']:.0f} and {row['load_median_ms']:.0f} ms); "
             f"volumes, median {row['volume_median_s']:.1f} s; "
-            f"memory {row['memory_start_mib']:.0f} to {row['memory_end_mib']:.0f} MiB"
+            f"memory {row['memory_alone_mib']:.0f} MiB alone, {row['memory_start_mib']:.0f} after a minute of load, "
+            f"{row['memory_end_mib']:.0f} at the end ({row['memory_growth']:+.0%})"
         )
         for line in row["first_wrong"]:
             print(f"    {line}")  # noqa: T201
@@ -137,6 +139,7 @@ def measure(folder: Path, settings: Settings, minutes: float, *, bare: bool) -> 
 def summary(tally: Tally, alone: list[float], memory: list[int]) -> dict[str, Any]:
     """Figures of one server."""
     load = tally.clicks or [float("nan")]
+    settled = memory[min(round(SETTLED_S / SAMPLE_S), len(memory) - 1)]
     return {
         "requests": sum(tally.statuses.values()),
         "done": ", ".join(f"{count} {name}" for name, count in sorted(tally.done.items())),
@@ -152,9 +155,10 @@ def summary(tally: Tally, alone: list[float], memory: list[int]) -> dict[str, An
         "load_median_ms": statistics.median(load) * 1e3,
         "volume_median_s": statistics.median(tally.volumes or [float("nan")]),
         "load_clicks": len(tally.clicks),
-        "memory_start_mib": memory[0] / 2**20,
+        "memory_alone_mib": memory[0] / 2**20,
+        "memory_start_mib": settled / 2**20,
         "memory_end_mib": statistics.median(memory[-3:]) / 2**20,
-        "memory_growth": statistics.median(memory[-3:]) / memory[0] - 1,
+        "memory_growth": statistics.median(memory[-3:]) / settled - 1,
     }
 
 

@@ -93,9 +93,9 @@ def test_refusals_are_counted(study: Any) -> None:
     assert not one.click(study)
     assert not one.segment(study)
     assert one._tally.statuses == {503: 2}
-    figures = load.summary(one._tally, [0.1], [100, 110])
+    figures = load.summary(one._tally, [0.1], [100] * 12 + [200] * 3 + [220] * 3)
     assert (figures["busy"], figures["failed"]) == (2, 0)
-    assert figures["memory_growth"] == pytest.approx(0.05)
+    assert figures["memory_growth"] == pytest.approx(0.1)
 
 
 def test_lost_saves(tmp_path: Path) -> None:
