@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock, patch
+from urllib.request import urlopen
 
 import pytest
 
@@ -43,6 +44,14 @@ def load(path: Path, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+METHODS = (
+    *("getParamsFromConfig", "currentSegment", "currentScribSegment", "getSessionId", "onUploadImage"),
+    *("initSample", "onClickSegmentation", "invalidateConfigTable", "getSelectedOptionSection"),
+    "getSelectedOptionName",
+)
+"""Those of the panel's own that its buttons lead to."""
 
 
 class Shown(NamedTuple):
@@ -92,7 +101,8 @@ class Segmentation:
 class Panel:
     """The MONAI Label module of 3D Slicer at a server.
 
-    `saves` is the file that 3D Slicer would write when the panel saves a node, whatever the node.
+    `saves` is the file that 3D Slicer would write when the panel saves a node, whatever the node; `loaded` the image
+    that it got from the server.
     """
 
     address: str
@@ -101,6 +111,7 @@ class Panel:
     saves: Path | None = None
     offset: float = 0.0
     shown: list[Shown] = field(default_factory=list)
+    loaded: Path | None = None
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +127,7 @@ class Panel:
         util.saveNode = lambda node, path: shutil.copyfile(self._saved(path), path)
         util.errorDisplay = _fail
         slicer.app.layoutManager().sliceWidget().sliceLogic().GetSliceOffset = lambda: self.offset
+        self._modules["SampleData"].SampleDataLogic = lambda: SimpleNamespace(downloadFromURL=self._download)
         self._modules["slicer.i18n"].tr = str
         self._modules["ctk"].ctkSettingsPanel = self._modules["qt"].QDialog = object
         self._modules |= {"slicer.util": util, "slicer.ScriptedLoadableModule": scripted}
@@ -133,7 +145,7 @@ class Panel:
         """The state that the module's methods read; what is left out is a stand-in."""
         widget = MagicMock()
         own = self.module.MONAILabelWidget
-        for name in ("getParamsFromConfig", "currentSegment", "currentScribSegment", "getSessionId", "onUploadImage"):
+        for name in METHODS:
             setattr(widget, name, getattr(own, name).__get__(widget))
         widget.logic, widget.samples, widget.file_ext, widget.tmpdir = self.logic, {}, ".nii.gz", str(self.folder)
         widget.deepedit_multi_label, widget.resetLabelState, widget._volumeNode = False, True, None
@@ -141,6 +153,7 @@ class Panel:
         widget.serverUrl = lambda: self.address
         widget.isTrainingRunning = lambda check_only=True: self.logic.train_status(check_only)
         widget.updateSegmentationMask = self._show
+        widget.ui.optionsSection.currentIndex = widget.ui.optionsName.currentIndex = 0
         widget.ui.sam2PlaceWidget.currentNode = widget.ui.scribblesPlaceWidget.currentNode = lambda: None
         return widget
 
@@ -171,6 +184,13 @@ class Panel:
         self.widget.ui.sam2PlaceWidget.currentNode = self.widget.ui.scribblesPlaceWidget.currentNode = lambda: node
         self.widget.getROIPointsXYZ = lambda node: ends
 
+    def options(self, section: str, name: str, **values: str) -> None:
+        """What is chosen in the section Options, which the panel reads with its next request."""
+        cells = [[SimpleNamespace(text=lambda text=text: text) for text in row] for row in values.items()]
+        self.widget.ui.optionsSection.itemText, self.widget.ui.optionsName.itemText = lambda _: section, lambda _: name
+        self.widget.ui.configTable.rowCount = len(cells)
+        self.widget.ui.configTable.item = lambda row, column: cells[row][column]
+
     def press(self, method: str, *arguments: Any, **choices: str) -> Any:
         """Call a method of the module's with a selector set, as `segmentationModelSelector="polycl-liver"`."""
         for selector, text in choices.items():
@@ -183,6 +203,14 @@ class Panel:
             kept = self.folder / f"shown_{len(self.shown)}{''.join(Path(file).suffixes)}"
             shutil.copyfile(file, kept)
             self.shown.append(Shown(kept, list(labels), slice))
+
+    def _download(self, nodeNames: str, fileNames: str, uris: str, checksums: str | None) -> list[Any]:
+        """As the logic of Sample Data: the file lies in a folder under its name, and is loaded from there."""
+        assert checksums is None, "3D Slicer would compare it"
+        self.loaded = self.folder / fileNames
+        with urlopen(uris) as answer:
+            self.loaded.write_bytes(answer.read())
+        return [MagicMock()]
 
     def _saved(self, path: str) -> Path:
         assert self.saves is not None

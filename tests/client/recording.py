@@ -8,6 +8,7 @@ tests/client/test_slicer_requests.py` writes the folder `requests` anew.
 import base64
 import http.client
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlparse
 
 import numpy as np
@@ -197,8 +199,26 @@ def connect(panel: Panel, saved: dict[str, Path]) -> None:
 
 
 def next_sample(panel: Panel, saved: dict[str, Path]) -> None:
-    panel.settings["MONAILabel/originalLabel"] = False
     panel.press("onNextSampleButton", strategyBox="first")
+
+
+def next_sample_elsewhere(panel: Panel, saved: dict[str, Path]) -> None:
+    """As on another machine than the server's, where the server's file is not found."""
+    panel.widget.samples.clear()
+    exists = os.path.exists
+    with patch("os.path.exists", lambda path: exists(path) and not str(path).endswith("axial.nii.gz")):
+        panel.press("onNextSampleButton", strategyBox="first")
+
+
+def skip(panel: Panel, saved: dict[str, Path]) -> None:
+    """There is no button for it: nothing is submitted, and the next sample asked for."""
+    panel.settings["MONAILabel/autoRunSegmentationOnNextSample"] = False
+    given = []
+    for _ in range(2):
+        panel.press("onNextSampleButton", strategyBox="polycl-mixed")
+        given.append(panel.widget.current_sample["id"])
+    assert given[0] != given[1]
+    panel.settings.clear()
 
 
 def auto_segmentation(panel: Panel, saved: dict[str, Path]) -> None:
@@ -231,6 +251,13 @@ def smart_edit_3d(panel: Panel, saved: dict[str, Path]) -> None:
     panel.widget.resetLabelState = True
     smart_edit(panel, "polycl-propagate", POINT, label="spleen")
     smart_edit(panel, "polycl-propagate", POINT, outside=[OTHER], label="spleen")
+
+
+def options(panel: Panel, saved: dict[str, Path]) -> None:
+    panel.options("infer", "polycl-propagate", guide="none", window="lung", size="256")
+    smart_edit(panel, "polycl-propagate", POINT)
+    panel.options("", "")
+    panel.connect()
 
 
 def scribbles(panel: Panel, saved: dict[str, Path]) -> None:
@@ -273,6 +300,7 @@ def submit_seg_nrrd(panel: Panel, saved: dict[str, Path]) -> None:
 
 
 def train(panel: Panel, saved: dict[str, Path]) -> None:
+    panel.options("train", "polycl", segmenter="tiny", steps="100000")
     panel.press("onTraining", trainerBox="polycl")
     assert panel.widget.isTrainingRunning() is True
     assert panel.logic.train_status(check_if_running=False)["status"] in ("SUBMITTED", "RUNNING")
@@ -295,10 +323,13 @@ SCENES: dict[str, Scene] = {
     for scene in (
         connect,
         next_sample,
+        next_sample_elsewhere,
+        skip,
         auto_segmentation,
         smart_edit_2d,
         smart_edit_box,
         smart_edit_3d,
+        options,
         scribbles,
         session,
         submit,

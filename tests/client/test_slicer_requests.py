@@ -36,18 +36,27 @@ def test_the_modules_still_send_what_was_recorded(scene: str, played: tuple[dict
 def test_what_the_panel_shows(played: tuple[dict[str, list[Recorded]], Panel]) -> None:
     """Value v is the v-th of the names, and the names have no gaps; clicks and propagation are 0 and 1."""
     shown = played[1].shown
-    assert len(shown) == 12
+    assert len(shown) == 15
     for file, labels, _ in shown:
         values = np.unique(read_volume(file, kind="label").voxels)
         assert values.max() == len(labels) > 0
     assert [one.labels for one in shown] == [
+        *[["liver"]] * 2,  # the panel runs the first model on what it is given next
         ["liver", "spleen"],  # auto segmentation
         *[["liver"]] * 5,  # 2D, and the two boxes
         *[["spleen"]] * 2,
+        ["liver"],  # options
         *[["liver"]] * 2,  # scribbles
         *[["liver", "spleen"]] * 2,  # a session
     ]
-    assert [one.slice for one in shown[1:5]] == [POINT[2], POINT[2], 0, 20]
+    assert [one.slice for one in shown[3:7]] == [POINT[2], POINT[2], 0, 20]
+
+
+def test_the_panel_gets_its_image_over_http(images: Path, played: tuple[dict[str, list[Recorded]], Panel]) -> None:
+    assert played[1].loaded is not None
+    got, served = read_volume(played[1].loaded), read_volume(images / "axial.nii.gz")
+    assert got.same_grid(served)
+    np.testing.assert_array_equal(got.voxels, served.voxels)
 
 
 def send(server: str, request: Recorded, session: str) -> http.client.HTTPResponse:
