@@ -8,13 +8,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from monailabel.interfaces.utils.app import app_instance
 from replies import refused, reply
 from starlette.testclient import TestClient
 from tiny_images import AFFINES
 
 import fake_sam
 from fake_sam import FakeSam, nothing_left_ahead
-from polycl.monailabel.click import ClickRequest
+from polycl.monailabel.click import ClickRequest, ClickTask
 from polycl.volume import Volume, from_canonical_index, read_volume, to_canonical_index, write_volume
 from polycl.window import Window
 
@@ -50,6 +51,12 @@ def canonical_slices(mask: np.ndarray, image: Volume) -> list[int]:
 def test_it_is_offered_as_2d_point_prompts(client: TestClient) -> None:
     model = client.get("/info/").json()["models"][MODEL]
     assert (model["type"], model["dimension"], model["labels"]) == ("deepgrow", 2, [])
+    assert model["config"] == {"window": ["soft-tissue", "lung", "bone", "brain", "header"]}
+
+
+def test_a_sam2_has_the_windows_it_was_trained_with(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polycl.monailabel.engines.default_engine", lambda settings: "polycl-sam2-ct")
+    assert ClickTask(app_instance().runtime).info()["config"] == {}
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -17,7 +17,7 @@ from polycl.monailabel.ahead import SOFT_TISSUE
 from polycl.monailabel.infer import Runtime
 from polycl.monailabel.request import ImageRequest
 from polycl.sam.slices import SliceEncoder
-from polycl.window import FromHeader, Window, seen_through, window_from
+from polycl.window import HEADER, WINDOWS, FromHeader, Window, seen_through, window_from
 
 NAME = "polycl-click"
 REACH = 6
@@ -61,6 +61,7 @@ class ClickTask(InferTask):  # type: ignore[misc, unused-ignore]
             labels=[],
             dimension=2,
             description="outlines what is clicked, on one axial slice",
+            config={"window": [*WINDOWS, HEADER]} if runtime.engines.windowed() else None,
         )
         self._runtime = runtime
 

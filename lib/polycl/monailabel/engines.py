@@ -7,10 +7,12 @@ import threading
 from collections.abc import Collection
 from typing import Any
 
+from polycl.catalogue import Catalogue
 from polycl.errors import ModelError
 from polycl.refinement import RefineParameters, refine
 from polycl.refinement.stage import Progress
 from polycl.sam import EmbeddingCache, Engine, check_engine, default_engine, load_engine
+from polycl.sam.loading import SAM2
 from polycl.settings import Settings
 from polycl.volume import Volume
 
@@ -33,6 +35,10 @@ class Engines:
     def default(self) -> str | None:
         """The engine to use where a request names none; None if no weights are here."""
         return default_engine(self.settings)
+
+    def windowed(self) -> bool:
+        """Whether the default engine sees slices through a window of choice; a SAM 2 has those of its training."""
+        return self.default() not in (None, *Catalogue.default(self.settings).names(SAM2))
 
     def named(self, name: str | None = None) -> Engine:
         """The engine called `name`, or the default.
