@@ -30,12 +30,13 @@ class FakePacs(ThreadingHTTPServer):
         self.stored: list[pydicom.Dataset] = []
         self.address = f"http://127.0.0.1:{self.server_port}/dicom-web"
 
-    def offer(self, uid: str, *, modality: str = "CT") -> None:
-        """List a series in answers to every search for series."""
+    def offer(self, uid: str, *, modality: str = "CT", images: int = 0) -> None:
+        """List a series in answers to every search for series; `images` is how many it says it has, 0 for nothing."""
         row = {
             "0020000D": {"vr": "UI", "Value": [STUDY]},
             "0020000E": {"vr": "UI", "Value": [uid]},
             "00080060": {"vr": "CS", "Value": [modality]},
+            "00201209": {"vr": "IS", "Value": [images] if images else []},
         }
         rows = json.loads(self.answers.get("/series", (200, "", b"[]"))[2])
         self.answers["/series"] = (200, "application/dicom+json", json.dumps([*rows, row]).encode())

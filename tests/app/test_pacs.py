@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from fake_pacs import MULTIPART, STUDY, Answer, FakePacs, fake_pacs
@@ -19,7 +20,7 @@ from polycl.errors import InputError, PolyclError
 from polycl.monailabel import pacs, pacs_client, pacs_room
 from polycl.monailabel.pacs import PacsStore
 from polycl.phantom import make_phantom, write_dicom_series
-from polycl.volume import read_volume
+from polycl.volume import read_volume, write_volume
 from polycl.window import Window
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(25)]  # MONAI Label's client tries for half a minute
@@ -68,6 +69,30 @@ def test_a_series_is_fetched_once(client: TestClient, fake: FakePacs, ct_files: 
     info = client.get("/datastore/image/info", params={"image": uid}).json()
     assert info["SeriesInstanceUID"] == uid
     assert "PatientID" not in info
+
+
+def test_a_series_that_was_still_arriving_is_fetched_again(
+    client: TestClient, fake: FakePacs, tmp_path: Path, ct_files: list[Path]
+) -> None:
+    image = make_phantom(4, shape=(36, 28, 5), spacing=(10.0, 10.0, 20.0)).image
+    files = write_dicom_series(image, tmp_path / "ct", seed=4)
+    uid = uid_of(files)
+
+    def slices(arrived: int) -> int:
+        fake.answers.clear()
+        fake.offer(uid, images=arrived)
+        fake.send(uid, [file.read_bytes() for file in files[:arrived]])
+        assert client.get("/info/").status_code == 200  # which lists the series
+        assert infer(client, uid).status_code == 200
+        return read_volume(app_instance().datastore().place(uid)).shape[2]
+
+    assert [slices(arrived) for arrived in (2, 4, 4)] == [2, 4, 4]
+    assert fake.asked.count(f"/studies/{STUDY}/series/{uid}") == 2
+    kept = read_volume(app_instance().datastore().place(uid))
+    write_volume(kept.with_voxels(np.ones(kept.shape, np.uint8)), tmp_path / "label.nii.gz")
+    label = {"label": ("label.nii.gz", (tmp_path / "label.nii.gz").read_bytes())}
+    assert client.put(f"/datastore/label?image={uid}&tag=draft", files=label).status_code == 200
+    assert slices(5) == 4, "its label lies on the slices that it had"
 
 
 def test_a_series_the_pacs_does_not_have(client: TestClient) -> None:

@@ -62,6 +62,7 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         self._guard = threading.Lock()
         self._transfers: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._lists: dict[str, tuple[float, list[str]]] = {}
+        self._sizes: dict[str, int] = {}
         super().__init__(connect(url), server_settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER, cache_path=str(cache))
         self.segs = PacsSegs(self._client, self.folder / "segmentations" / "known.json")
         self.outbox = Outbox(self.folder / "outbox", self._send)
@@ -80,7 +81,7 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         with self._guard:
             transfer = self._transfers.setdefault(image_id, threading.Lock())
         with transfer:
-            if target.exists():
+            if target.exists() and not self._grown(image_id):
                 pacs_room.used(target)
             else:
                 self._fetch(image_id, target)
@@ -94,7 +95,7 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
 
     def list_images(self) -> list[str]:
         """UIDs of the series that MONAI Label's search filter selects, CT if not set otherwise."""
-        return self._recently("images", lambda: [str(found.SeriesInstanceUID) for found in self._search({})])
+        return self._recently("images", self._listed)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """UIDs of the series that a segmentation in the PACS refers to, or that have a final label here."""
@@ -236,6 +237,22 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
         with self._changing():
             image = DataModel(info=info, ext=".nii.gz")
             self._datastore.objects[uid] = ImageLabelModel(image=image, labels=self._labels(uid))
+
+    def _listed(self) -> list[str]:
+        found = {str(series.SeriesInstanceUID): series for series in self._search({})}
+        self._sizes = {uid: int(series.get("NumberOfSeriesRelatedInstances") or 0) for uid, series in found.items()}
+        return list(found)
+
+    def _grown(self, uid: str) -> bool:
+        """Whether the PACS listed more images of a series than are kept: it was still arriving when it was fetched.
+
+        Not where it has a label here, which is on the grid that was kept.
+        """
+        folder = self.place(uid).with_name(uid)
+        if not folder.is_dir() or self._sizes.get(uid, 0) <= len(list(folder.iterdir())):
+            return False
+        with self._changing():
+            return not self._labels(uid)
 
     def _forget(self, uid: str) -> bool:
         """Remove a series from this disk, unless it has a label here or is just fetched; whether it is gone."""
