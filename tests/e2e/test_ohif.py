@@ -54,7 +54,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 def on_plane(mask: np.ndarray, canvas: Canvas, plane: str) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [n, 3] of the plane that is shown, well within `mask`, and well outside."""
-    axis = {"axial": 2, "sagittal": 0, "coronal": 1}[plane]
+    axis = PLANES[plane]
     flat = np.take(mask, canvas.shown[axis], axis=axis)
     parts = []
     for part in (ndimage.binary_erosion(flat), ~ndimage.binary_dilation(flat, iterations=2)):
@@ -156,22 +156,9 @@ def click_on(viewer: Viewer, voxel: tuple[int, int, int], model: str) -> None:
     viewer.tab("Point Prompts")
     viewer.choose("PointPrompts", model)
     viewer.page.locator(".clickable-row", has_text="liver").click()
-    scroll_to(viewer, voxel[2])
+    viewer.scroll_to("axial", voxel[2])
     viewer.page.mouse.click(*viewer.canvas("axial").places(np.array([voxel]))[0])
     viewer.page.wait_for_timeout(500)
-
-
-def scroll_to(viewer: Viewer, index: int) -> None:
-    """Turn the wheel over the axial view until it shows the slice."""
-    canvas = viewer.canvas("axial")
-    viewer.page.mouse.move(canvas.left + 60, canvas.top + 300)
-    for _ in range(200):
-        missing = index - viewer.canvas("axial").shown[2]
-        if missing == 0:
-            return
-        viewer.page.mouse.wheel(0, -100 if missing > 0 else 100)
-        viewer.page.wait_for_timeout(150)
-    pytest.fail(f"the wheel does not reach slice {index}")
 
 
 def test_points_are_carried_through_the_volume(viewer: Viewer, patients: dict[str, Patient]) -> None:

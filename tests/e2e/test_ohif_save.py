@@ -10,9 +10,10 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
-from playwright.sync_api import Route
+from playwright.sync_api import BrowserContext, Route
 from processes import HTTP, SLICE_MM, Pacs, Patient, Server
-from viewer import SLOW_MS, Viewer, segment_voxels
+from scipy import ndimage
+from viewer import SLOW_MS, Viewer, opened, segment_voxels
 
 from polycl.segmenter import Segmenter
 from polycl.volume import read_series, read_volume
@@ -112,24 +113,42 @@ def test_what_is_saved_is_what_is_on_the_screen_and_in_the_pacs(
     viewer.keep("7-loaded")
     for name, voxels in shown.items():
         np.testing.assert_array_equal(segment_voxels(viewer, name), voxels)
-    open_seg(viewer, shown)
-
-
-def open_seg(viewer: Viewer, shown: dict[str, np.ndarray]) -> None:
-    """After a reload the viewer's own list has the segmentation, and opens it from the PACS as it was saved."""
     viewer.page.reload()
     viewer.wait_until_loaded()
-    listed = viewer.page.locator("[data-cy*=thumbnail]", has_text="SEG")
-    listed.first.wait_for(timeout=SLOW_MS)
-    listed.first.dblclick()
-    loaded = "window.services.segmentationService.getSegmentations().length > 0"
-    viewer.page.wait_for_function(loaded, timeout=SLOW_MS)
-    viewer.page.wait_for_timeout(3000)
+    viewer.listed_segs().first.wait_for(timeout=SLOW_MS)
+    viewer.open_seg(SECOND)
+    seg_lies_over_the_images(viewer, patient.folder, shown)
+
+
+def seg_lies_over_the_images(viewer: Viewer, folder: Path, shown: dict[str, np.ndarray]) -> None:
+    """In the Basic Viewer, opened anew: what comes from the PACS has each voxel, at its place on the screen."""
+    counts = {name.lower(): count for name, count in viewer.page.evaluate(SEGMENTS)}
+    assert counts == {name: int(mask.sum()) for name, mask in shown.items()}
+    painted = np.logical_or.reduce(list(shown.values()))
+    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in folder.iterdir()]
+    images.sort(key=lambda image: float(image.ImagePositionPatient[2]))
+    deep = [ndimage.binary_erosion(painted[..., k]) for k in range(len(images))]
+    k = int(np.argmax([part.sum() for part in deep]))
+    viewer.show_image(viewer.page.evaluate(NUMBER, images[k].SOPInstanceUID))
     viewer.keep("9-seg-of-the-pacs")
-    counts = viewer.page.evaluate(SEGMENTS)
-    assert {name.lower(): count for name, count in counts} == {name: int(mask.sum()) for name, mask in shown.items()}
+    pixels = viewer.pixels()
+    for part, colourful in ((deep[k], True), (~ndimage.binary_dilation(painted[..., k]), False)):
+        i, j = np.nonzero(part)
+        assert len(i) > 20
+        row, column = np.array(images[k].ImageOrientationPatient, float).reshape(2, 3)
+        down, across = map(float, images[k].PixelSpacing)
+        world = np.array(images[k].ImagePositionPatient, float) + np.outer(i * across, row) + np.outer(j * down, column)
+        x, y = np.array(viewer.page.evaluate(PLACES, world.tolist())).round().astype(int).T
+        assert ((np.ptp(pixels[y, x], axis=1) > 10) == colourful).mean() > 0.98
 
 
+NUMBER = """uid => cornerstone.getRenderingEngines()[0].getViewports()[0].getImageIds()
+    .findIndex(id => id.includes(`/instances/${uid}/`))"""
+PLACES = """worlds => {
+    const viewport = cornerstone.getRenderingEngines()[0].getViewports()[0];
+    const { left, top } = viewport.canvas.getBoundingClientRect();
+    return worlds.map(world => viewport.worldToCanvas(world)).map(([x, y]) => [x + left, y + top]);
+}"""
 SEGMENTS = """() => {
     const segmentation = services.segmentationService.getSegmentations()[0];
     const { imageIds } = cornerstoneTools.segmentation.state.getSegmentation(segmentation.segmentationId)
@@ -139,6 +158,41 @@ SEGMENTS = """() => {
         for (const value of cornerstone.cache.getImage(id).getPixelData()) counts[value] = (counts[value] ?? 0) + 1;
     return Object.values(segmentation.segments).filter(Boolean).map(one => [one.label, counts[one.segmentIndex] ?? 0]);
 }"""
+
+
+def test_two_readers_save_one_study_at_once(
+    windows: BrowserContext, readers_server: Server, readers_pacs: Pacs, patients: dict[str, Patient]
+) -> None:
+    """Both are kept, here and in the PACS, and the one that came later is what is loaded."""
+    uid = patients[THIRD].uid
+    with opened(windows, readers_server.address) as ann, opened(windows, readers_server.address) as bob:
+        for reader, dx in ((ann, 0.0), (bob, -40.0)):
+            reader.page.bring_to_front()
+            reader.open_study(THIRD)
+            reader.connect()
+            brush(reader, dx)
+        drawn = [segment_voxels(reader, "liver") for reader in (ann, bob)]
+        assert (drawn[0] != drawn[1]).any()
+        for reader in (ann, bob):
+            reader.page.click("#polycl-save", no_wait_after=True)
+        said = [reader.done() for reader in (ann, bob)]
+        versions = [int(re.match(r"Saved liver as version (\d+)\.", one)[1]) for one in said]  # type: ignore[index]
+        assert sorted(versions) == [1, 2], said
+        later = int(np.argmax(versions))
+        assert "Version 1 was saved elsewhere; it is kept." in said[later]
+        assert "elsewhere" not in said[1 - later]
+        ann.page.on("dialog", lambda dialog: dialog.accept())
+        ann.page.bring_to_front()
+        assert ann.press("load") == "Loaded version 2: liver."
+        np.testing.assert_array_equal(segment_voxels(ann, "liver"), drawn[later])
+        assert ann.errors == bob.errors == []
+    for _ in range(60):
+        if len(found := segs(readers_pacs, uid)) == 2:
+            break
+        time.sleep(0.5)
+    sent = [seg_frames(seg, patients[THIRD].folder, 1) for seg in sorted(found, key=lambda seg: seg.SeriesNumber)]
+    for version, frames in zip((1, 2), sent, strict=True):
+        np.testing.assert_array_equal(frames, drawn[versions.index(version)])
 
 
 def test_a_painted_slice_is_propagated(viewer: Viewer, patients: dict[str, Patient]) -> None:

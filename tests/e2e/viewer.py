@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Request, Response
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright, Request, Response
 
 SHOTS = Path(__file__).resolve().parents[2] / "out" / "e2e"
 CHROMIUM = "/usr/bin/chromium"
@@ -30,7 +30,8 @@ SWITCHES = (
 """By the last one there are no other hosts. A gate for each request would do too, and turn the browser's cache off."""
 SLOW_MS = 180_000
 """For what may take long beside other work on a small machine: the first paint, an inference."""
-PLANES = ("axial", "sagittal", "coronal")
+PLANES = {"axial": 2, "sagittal": 0, "coronal": 1}
+"""The views of the MONAI Label mode, and the axis of an axial series that each cuts."""
 
 LOADED = """() => window.cornerstone?.getRenderingEngines()[0]?.getViewports().length >= 3
     && cornerstone.cache.getVolumes().some(volume => volume.loadStatus?.loaded)"""
@@ -70,10 +71,29 @@ class Viewer:
 
     def open_study(self, patient: str) -> None:
         """From the study list into the MONAI Label mode."""
+        self._open(patient, "MONAI Label")
+        self.wait_until_loaded()
+        self._hide_notice()
+
+    def open_seg(self, patient: str) -> None:
+        """From the study list into the Basic Viewer, and there the newest segmentation of the PACS over its images."""
+        self._open(patient, "Basic Viewer")
+        self.listed_segs().last.wait_for(timeout=self.patience_ms)
+        self._hide_notice()
+        self.listed_segs().last.dblclick()
+        self.page.locator("[data-cy=yes-hydrate-btn]").click(timeout=self.patience_ms)
+        self.page.wait_for_timeout(3000)
+
+    def listed_segs(self) -> Locator:
+        """The segmentations in the viewer's own list of series."""
+        return self.page.locator("[data-cy*=thumbnail]", has_text="SEG")
+
+    def _open(self, patient: str, mode: str) -> None:
         self.page.goto(f"{self.address}/ohif/", timeout=self.patience_ms)
         self.page.get_by_text(patient).first.click(timeout=self.patience_ms)
-        self.page.get_by_text("MONAI Label").first.click()
-        self.wait_until_loaded()
+        self.page.get_by_text(mode).first.click()
+
+    def _hide_notice(self) -> None:
         notice = self.page.get_by_role("button", name="Confirm and Hide")
         if notice.is_visible():
             notice.click()
@@ -109,6 +129,10 @@ class Viewer:
     def press(self, name: str) -> str:
         """Press one of our buttons and return what the status says when it is done."""
         self.page.click(f"#polycl-{name}")
+        return self.done()
+
+    def done(self) -> str:
+        """Wait until our buttons can be pressed again; returns what the status says."""
         self.page.wait_for_function("!document.getElementById('polycl-save').disabled", timeout=self.patience_ms)
         return self.page.inner_text("#polycl-status")
 
@@ -121,6 +145,25 @@ class Viewer:
     def canvas(self, plane: str) -> "Canvas":
         """Where one of the three views is."""
         return Canvas(**self.page.evaluate(CANVAS, plane))
+
+    def scroll_to(self, plane: str, index: int) -> None:
+        """Turn the wheel over a view of an axial series until it shows the slice."""
+        canvas, turn = self.canvas(plane), -100
+        self.page.mouse.move(canvas.left + 60, canvas.top + 250)
+        missing = abs(index - canvas.shown[PLANES[plane]])
+        for _ in range(500):
+            if missing == 0:
+                return
+            self.page.mouse.wheel(0, turn)
+            self.page.wait_for_timeout(150)
+            before, missing = missing, abs(index - self.canvas(plane).shown[PLANES[plane]])
+            turn = -turn if missing > before else turn
+        raise TimeoutError(f"the wheel does not reach slice {index}")
+
+    def show_image(self, number: int) -> None:
+        """Scroll the Basic Viewer to an image of its stack."""
+        self.page.evaluate(f"cornerstone.getRenderingEngines()[0].getViewports()[0].setImageIdIndex({number})")
+        self.page.wait_for_timeout(1500)
 
     def pixels(self) -> NDArray[np.int16]:
         """What is on the screen: [y, x, colour]."""

@@ -23,6 +23,9 @@
     },
   });
 
+  // The PACS is only read through the server: what the button in the study list would send is refused.
+  for (const { configuration } of window.config.dataSources) configuration.dicomUploadEnabled = false;
+
   // The panel proposes port 8000, or a server of last time, whatever port the page came from.
   document.cookie = `MONAILABEL_SERVER_URL=${encodeURIComponent(`${location.origin}/`)}`;
 
@@ -131,13 +134,20 @@
     return { names, info: names.map((name, at) => ({ name, idx: at + 1 })), file };
   }
 
+  // By series, the version that this window saved or loaded last.
+  const versions = {};
+
   async function save() {
     const map = current();
     const { names, info, file } = await sent(map);
     const query = new URLSearchParams({ image: map.series, tag: 'final' });
     const body = form({ label_info: info }, file);
     const reply = await (await ask(`/datastore/label?${query}`, { method: 'PUT', body })).json();
-    return [`Saved ${names.join(', ')} as version ${reply.version}.`, ...(reply.notes ?? [])].join('\n');
+    const lines = [`Saved ${names.join(', ')} as version ${reply.version}.`, ...(reply.notes ?? [])];
+    const before = reply.version - 1;
+    if (before && before !== versions[map.series]) lines.push(`Version ${before} was saved elsewhere; it is kept.`);
+    versions[map.series] = reply.version;
+    return lines.join('\n');
   }
 
   async function load() {
@@ -151,6 +161,7 @@
     const values = new Uint8Array(256);
     for (const [name, value] of Object.entries(record.labels)) values[value] = segmentCalled(name);
     show(map, found.map(value => values[value]));
+    versions[map.series] = record.version;
     fillChoice();
     return `Loaded version ${record.version}: ${Object.keys(record.labels).join(', ')}.`;
   }
