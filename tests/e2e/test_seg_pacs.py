@@ -20,7 +20,9 @@ import pytest
 import requests
 import throwaway_pacs
 from monailabel.config import settings as server_settings
+from playwright.sync_api import BrowserContext
 from processes import Pacs, Server, environment, free_port, running
+from viewer import SLOW_MS, opened
 
 from polycl.monailabel.pacs import PacsStore
 from polycl.phantom import make_phantom, write_dicom_series
@@ -171,6 +173,60 @@ def test_a_pacs_that_is_down_gets_the_label_later(orthanc: Restartable, server: 
         orthanc.up()
     eventually(lambda: segs(orthanc.pacs, uid))
     assert len(segs(orthanc.pacs, uid)) == 1
+
+
+def test_a_pacs_that_goes_down_while_somebody_reads(
+    orthanc: Restartable, server: Server, windows: BrowserContext, tmp_path: Path
+) -> None:
+    """What was opened can be worked on and saved; the list says what is wrong, and is there again afterwards."""
+    uid, _ = patient(orthanc.pacs, tmp_path / "ct", 71)
+    with opened(windows, server.address) as viewer:
+        viewer.open_study("PHANTOM, SEED71")
+        viewer.connect()
+        viewer.choose("Segmentation", "tiny")
+        assert viewer.run("Segmentation").status == 200
+        orthanc.down()
+        try:
+            assert viewer.run("Segmentation").status == 200
+            said = viewer.press("save")
+            assert said.startswith("Saved liver, spleen as version 1.")
+            assert "which does not have it yet: the PACS cannot be reached" in said
+            viewer.page.goto(f"{server.address}/ohif/")
+            viewer.page.get_by_text("Data Source Connection Error").wait_for(timeout=SLOW_MS)
+        finally:
+            orthanc.up()
+        eventually(lambda: segs(orthanc.pacs, uid))
+        viewer.page.reload()
+        viewer.page.get_by_text("PHANTOM, SEED71").first.wait_for(timeout=SLOW_MS)
+        assert not viewer.page.get_by_text("Upload").is_visible()  # which the server would refuse
+
+
+def test_a_series_that_is_removed_midway(orthanc: Restartable, server: Server, tmp_path: Path) -> None:
+    """What was opened before goes on, and its label comes to the PACS; what was not is not there any more."""
+    opened_one, label = patient(orthanc.pacs, tmp_path / "ct", 72)
+    other, _ = patient(orthanc.pacs, tmp_path / "other", 73)
+    assert httpx.get(f"{server.address}/datastore/image?image={opened_one}", timeout=60).status_code == 200
+    for series in httpx.get(f"{orthanc.pacs.root}/series?expand").json():
+        if series["MainDicomTags"]["SeriesInstanceUID"] in (opened_one, other):
+            httpx.delete(f"{orthanc.pacs.root}/series/{series['ID']}").raise_for_status()
+    assert httpx.post(f"{server.address}/infer/tiny?image={opened_one}", timeout=60).status_code == 200
+    refusal = httpx.post(f"{server.address}/infer/tiny?image={other}", timeout=60)
+    assert (refusal.status_code, refusal.json()["detail"]) == (404, f"no series {other} in this PACS")
+    assert not [note for note in submit(server, opened_one, label, tmp_path)["notes"] if "PACS" in note]
+    assert len(segs(orthanc.pacs, opened_one)) == 1
+
+
+def test_a_segmentation_of_another_study(orthanc: Restartable, server: Server, tmp_path: Path) -> None:
+    owners = [patient(orthanc.pacs, tmp_path / str(seed), seed) for seed in (74, 75)]
+    submit(server, *owners[0], tmp_path)
+    seg = pydicom.dcmread(pydicom.filebase.DicomBytesIO(segs(orthanc.pacs, owners[0][0])[0])).SeriesInstanceUID
+    for uid, status in ((owners[0][0], 200), (owners[1][0], 404)):
+        answer = httpx.get(f"{server.address}/datastore/label?label={uid}&tag={seg}", timeout=60)
+        assert answer.status_code == status
+    assert seg in answer.json()["detail"]
+    final = {"info": json.dumps({"final": True})}
+    made = httpx.put(f"{server.address}/datastore/label/info?label={owners[1][0]}&tag={seg}", data=final, timeout=60)
+    assert made.status_code == 404
 
 
 def test_filters_reach_the_pacs(orthanc: Restartable, server: Server, tmp_path: Path) -> None:
