@@ -32,6 +32,7 @@ PAINTED = 0.005
 """Share of the window that changes when the organ is painted."""
 WATCH = """title => {
     window.clock = {};
+    performance.clearResourceTimings();  // the images of a study fill what a browser keeps of them
     const button = document.querySelector(`button[title='Run ${title}']`);
     button.addEventListener('click', () => { clock.pressed = performance.now(); }, { capture: true, once: true });
     const event = cornerstoneTools.Enums.Events.SEGMENTATION_DATA_MODIFIED;
