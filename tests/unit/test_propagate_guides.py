@@ -154,3 +154,16 @@ def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path
     name = next(iter(segmenter.header.labels))
     whole = guide.everywhere(name, lambda: None)
     np.testing.assert_array_equal(whole, segmenter.segment(volume, [name]).voxels == segmenter.header.labels[name])
+
+
+def test_where_a_segmenter_agrees_other_tissue_is_the_object_too() -> None:
+    """Teeth in a jaw are no end of it for who knows the jaw."""
+    jaw = cylinder(8, 10, 30)
+    voxels = np.where(jaw, 100, -100).astype(np.int16)
+    voxels[:, :, 18:24][jaw[:, :, 18:24]] = 1500
+    volume = Volume(voxels, np.diag([1.0, 1.0, 2.0, 1.0]))
+    alone, helped = (Propagation(volume, FakeSam2(), guides=each) for each in ([], [Known(jaw=jaw)]))
+    for session in (alone, helped):
+        session.put(1, {14: Seed(jaw[:, :, 14])})
+    assert last(found(alone)) == 17
+    assert last(found(helped)) == 29

@@ -9,12 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polycl.metrics import dice
 from polycl.propagate.parameters import PropagateParameters
 
 SPREADS = 1.5
 """A slice's median may be so many of the seed's own spreads off, at least `drift`, and still be the object's."""
 LEAST_SLICES = 2
 """One slice without the object may be a mistake; so many in a row end a run however thick they are."""
+
+AGREEMENT = 0.5
+"""Dice of a mask with what a segmenter finds on a slice, from which on both see the same object."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,9 @@ class Ending:
     elsewhere than the last one that counted, or holds other tissue than the seed. A run stops once slices over
     `patience` mm, and at least `LEAST_SLICES`, are absent in a row.
 
-    A segmenter that knows the object has a say too: where it finds nothing either, absence costs twice; where it
-    finds the object at the place of the last mask, absence costs nothing; and masks that it contradicts over
-    `patience` mm end the run, and do not count.
+    A segmenter that knows the object has a say too: a mask that it agrees with counts whatever it looks like; where it
+    finds nothing either, absence costs twice; where it finds the object at the place of the last mask, absence costs
+    nothing; and masks that it contradicts over `patience` mm end the run, and do not count.
 
     Attributes:
         how: the parameters.
@@ -82,7 +86,7 @@ class Ending:
         values: NDArray[np.floating[Any]] | None = None,
     ) -> bool:
         """Take the next slice's mask [s, s], what a segmenter finds there if one knows, and its HU: go on?"""
-        here = self._counts(mask) and self._alike(mask, values)
+        here = _agree(mask, known) or (self._counts(mask) and self._alike(mask, values))
         self.kept.append(here)
         if not here:
             self._absent += 1
@@ -117,3 +121,8 @@ class Ending:
         near = ndimage.binary_dilation(self.last, iterations=self.reach) if self.reach else self.last
         shared = int((mask & near).sum())
         return shared > 0 and shared >= self.how.overlap * min(area, int(self.last.sum()))
+
+
+def _agree(mask: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> bool:
+    """Whether a segmenter finds much the same on a slice, and anything at all."""
+    return known is not None and (dice(mask, known) or 0.0) >= AGREEMENT
