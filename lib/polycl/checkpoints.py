@@ -73,6 +73,12 @@ class Header(Typed):
     certain: float = Field(
         default=0.0, ge=0, le=1, description="a label with a smaller share of sure pixels is dropped"
     )
+    smooth: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="mm; probabilities of a slice are averaged with its neighbours' by a Gaussian",
+    )
     provenance: Provenance = Provenance()
 
 

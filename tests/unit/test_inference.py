@@ -144,3 +144,15 @@ def test_a_label_that_is_nowhere_sure_is_dropped(tiny_checkpoint: Path, ct: Volu
     assert set(np.unique(lax.voxels)) == {0, 1, 2}
     strict = Segmenter(header.model_copy(update={"certain": 0.3}), network, where).segment(ct)
     assert not strict.voxels.any()
+
+
+def test_smoothing_averages_whole_volumes_and_leaves_chosen_slices_alone(segmenter: Segmenter, ct: Volume) -> None:
+    header = segmenter.header.model_copy(update={"smooth": 60.0, "largest": {}})
+    smooth = Segmenter(header, copy.deepcopy(segmenter._network), segmenter.where)
+    plain = Segmenter(header.model_copy(update={"smooth": 0.0}), copy.deepcopy(segmenter._network), segmenter.where)
+    first, second = (one.segment(ct).canonical().voxels.astype(int) for one in (smooth, plain))
+    assert (first != second).any()
+    changes = [int((np.diff(labels, axis=2) != 0).sum()) for labels in (first, second)]
+    assert changes[0] < changes[1], "neighbouring slices agree more"
+    only = range(2, 4)
+    np.testing.assert_array_equal(smooth.segment(ct, only=only).voxels, plain.segment(ct, only=only).voxels)

@@ -37,6 +37,7 @@ def finetune(
         bool, typer.Option("--mirrored", help="More of them: halves without the target, mirrored.")
     ] = False,
     certain: Annotated[float, typer.Option(min=0, max=1, help="Drop a label with fewer sure pixels, a share.")] = 0.0,
+    smooth: Annotated[float, typer.Option(min=0, help="Average slices with their neighbours, by so many mm.")] = 0.0,
     steps: Annotated[int, typer.Option(min=1)] = 3000,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a training crop, a multiple of 16.")] = 192,
@@ -75,7 +76,9 @@ def finetune(
     )
     with options.progress("Training steps") as bar:
         best = training.finetune(
-            _header(network, targets, size, spacing, data, parent).model_copy(update={"certain": certain}),
+            _header(network, targets, size, spacing, data, parent).model_copy(
+                update={"certain": certain, "smooth": smooth}
+            ),
             _mirrored(data) if mirrored else data,
             output,
             schedule=schedule,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +17,7 @@ from torch import nn
 from polycl import checkpoints, devices
 from polycl.errors import ModelError, NotFoundError
 from polycl.segmenter.network import STRIDE, SegmentationNetwork, fold_batch_norm
+from polycl.segmenter.through_plane import smoothed
 from polycl.slices import SliceGrid
 from polycl.volume import Volume
 
@@ -68,28 +69,41 @@ class Segmenter:
             labels: names to keep; the others become background. All of them if None.
             progress: called after each batch.
             crop: leave out the air around the body, which costs time and holds no organ.
-            only: look at these canonical slices alone; then nothing is known of whole organs, and pieces stay.
+            only: look at these canonical slices alone; then nothing is known of whole organs or of neighbouring slices,
+                and pieces stay.
         """
         keep = self._ids(labels)
         canonical = volume.canonical()
         result = volume.with_voxels(np.zeros_like(volume.voxels, dtype=np.uint8))
         out = result.canonical().voxels
         grid = SliceGrid.of(canonical, self.header.preprocessing.spacing, STRIDE, crop=crop)
-        batch = self.batch_of(grid)
         x0, x1, y0, y1 = grid.box
         low, high = (only.start, only.stop) if only is not None else (0, canonical.shape[2])
         seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
-        for start in range(low, high, batch):
-            stop = min(start + batch, high)
+        parts = self._parts(canonical, grid, range(low, high), seen, progress)
+        if self.header.smooth and only is None:
+            parts = smoothed(parts, self.header.smooth / canonical.spacing[2])
+        done = low
+        for part in parts:
+            classes = grid.restore(part).argmax(dim=1).to(torch.uint8).cpu().numpy()
+            out[x0:x1, y0:y1, done : done + len(classes)] = np.moveaxis(classes, 0, 2)
+            done += len(classes)
+        self._clean(out, keep, seen, only is None)
+        return result
+
+    def _parts(
+        self, canonical: Volume, grid: SliceGrid, slices: range, seen: NDArray[np.int64], progress: Progress | None
+    ) -> Iterator[torch.Tensor]:
+        """Logits of `slices`, a batch at a time; what `count_certain` finds in them is added to `seen`."""
+        batch = self.batch_of(grid)
+        for start in range(slices.start, slices.stop, batch):
+            stop = min(start + batch, slices.stop)
             logits = self.logits(grid.read(canonical, self.header.preprocessing.window, start, stop))
             if self.header.certain:
                 seen += count_certain(logits)
-            classes = grid.restore(logits).argmax(dim=1).to(torch.uint8).cpu().numpy()
-            out[x0:x1, y0:y1, start:stop] = np.moveaxis(classes, 0, 2)
+            yield logits
             if progress is not None:
-                progress(stop - low, high - low)
-        self._clean(out, keep, seen, only is None)
-        return result
+                progress(stop - slices.start, len(slices))
 
     @torch.inference_mode()
     def logits(self, slices: torch.Tensor) -> torch.Tensor:
