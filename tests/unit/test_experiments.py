@@ -9,8 +9,10 @@ import pytest
 from scipy import stats
 
 from polycl import devices
+from polycl.contrast.health import Health
+from polycl.contrast.pretraining import Report
 from polycl.errors import NotFoundError
-from polycl.experiments import report
+from polycl.experiments import collapse, report
 from polycl.experiments.label_efficiency import ALL, Experiment, Plan, Run, runs
 from polycl.experiments.tasks import task
 from polycl.phantom import make_phantom
@@ -83,7 +85,7 @@ def test_a_small_form_runs_resumes_and_reports(data: Path, tmp_path: Path) -> No
     plan = Plan(pretrain_steps=2, pretrain_batch=4, finetune_steps=2, finetune_batch=2)
     results = tmp_path / "rows.jsonl"
     experiment = Experiment(small, plan, results, tmp_path / "cache", devices.choose("cpu", "fp32"))
-    methods = ("none", "simclr", "mixed", "mixed-local", "mixed-local-absent")
+    methods = ("none", "none-long", "simclr", "mixed", "mixed-local", "mixed-local-absent", "mixed-self")
     wanted = runs(small, 1, methods, (3,))
     for run in experiment.missing(wanted):
         experiment.run(run)
@@ -94,7 +96,9 @@ def test_a_small_form_runs_resumes_and_reports(data: Path, tmp_path: Path) -> No
     assert not any(one.classes.any() for one in experiment.absent())
     assert len(experiment.absent()) + len(experiment.pool()) == 2 * 6
     encoders = {file.name.split("-0-")[0] for file in (tmp_path / "cache" / "encoders").iterdir()}
-    assert encoders == {"headneck-simclr", "headneck-mixed", "headneck-mixed-local"}, "absent slices train no encoder"
+    assert encoders == {"headneck-simclr", "headneck-mixed", "headneck-mixed-local"}, (
+        "how a method fine-tunes makes no other encoder"
+    )
     for one in rows:
         scores = one["scores"]["in domain"]
         assert set(scores["p0"]) == {"mandible", "right parotid", "brainstem"}
@@ -103,3 +107,26 @@ def test_a_small_form_runs_resumes_and_reports(data: Path, tmp_path: Path) -> No
     assert (tmp_path / "plot.png").stat().st_size > 5000
     other = Experiment(small, Plan(), results, tmp_path / "cache", devices.choose("cpu", "fp32"))
     assert other.rows() == [], "rows of another plan are another experiment"
+
+
+@pytest.mark.slow
+def test_collapse_is_told_of_each_norm_and_pooling(data: Path, tmp_path: Path) -> None:
+    small = task("headneck", data, patients=2)
+    plan = Plan(pretrain_steps=12, pretrain_batch=8)
+    study = Experiment(small, plan, tmp_path / "rows.jsonl", tmp_path / "cache", devices.choose("cpu", "fp32"))
+    views, recipe = study.views("scan", 0), study.recipe("scan", 0)
+    outcomes = collapse.compare(small.preprocessing, views, recipe, study.where, tmp_path)
+    assert len({(one.norm, one.pooling) for one in outcomes}) == 6
+    assert all(0 <= one.spread <= 1 and 1 <= one.rank <= 24 and one.loss >= 0 for one in outcomes)
+    assert len(collapse.table(outcomes).splitlines()) == 2 + 6
+
+
+def test_a_run_that_recovers_has_not_collapsed() -> None:
+    def look(step: int, warning: str | None) -> Report:
+        return Report(step, 40, 0.5, 1.0, None, Health(0.05, 3.0, warning))
+
+    recovered = [look(10, "collapse"), look(20, None), look(30, "collapse"), look(40, None)]
+    assert collapse.outcome("batch", "grid", recovered, 256).collapsed_at is None
+    assert collapse.outcome("batch", "grid", recovered[:3], 256).collapsed_at == 30
+    assert collapse.outcome("batch", "grid", recovered[:1], 256).collapsed_at == 10
+    assert collapse.outcome("batch", "grid", recovered, 256).spread == pytest.approx(0.05 * 16)

@@ -9,6 +9,7 @@ import typer
 
 from polycl.cli import options
 from polycl.cli.experiment_annotation import annotation
+from polycl.cli.experiment_collapse import collapse
 from polycl.cli.experiment_refinement import refinement
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Compare methods on the fixed splits.", no_args_is_help=True)
 app.command("refinement")(refinement)
 app.command("annotation")(annotation)
+app.command("collapse")(collapse)
 
 
 @app.command("label-efficiency")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from polycl import checkpoints
@@ -30,6 +31,7 @@ from polycl.experiments.tasks import Task
 from polycl.segmenter.augment import Augmentation
 from polycl.segmenter.budget import draw_slices
 from polycl.segmenter.inference import Segmenter
+from polycl.segmenter.self_training import outlined
 from polycl.segmenter.training import Schedule, TrainingData, finetune
 
 ALL = 0
@@ -42,9 +44,42 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "local": {"pooling": "grid", "local": 2.0, "learning_rate": 2e-3},
 }
 """What differs from the published form in a method of that ending: `mixed-local` is `mixed` with local contrast."""
-ABSENT = "-absent"
-"""Ending of methods that fine-tune on slices known to hold no target too: the bits by which `organ` and `mixed` choose
-their examples say which those are."""
+
+Tell = Callable[[str, int, int], None]
+"""What is under way, steps done and in all."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a method fine-tunes.
+
+    Attributes:
+        absent: on slices known to hold no target too; the bits by which `organ` and `mixed` choose their examples say
+            which those are.
+        rounds: so many times as many steps as the plan has.
+        pseudo: in rounds of their own, from the second on also from slices that the network itself outlines
+            (`self_training`).
+    """
+
+    absent: bool = False
+    rounds: int = 1
+    pseudo: bool = False
+
+
+TUNINGS: dict[str, Tuning] = {
+    "absent": Tuning(absent=True),
+    "long": Tuning(rounds=2),
+    "self": Tuning(absent=True, rounds=2, pseudo=True),
+}
+"""By the ending of a method: `mixed-local-self` pre-trains as `mixed-local`."""
+PSEUDO = 400
+"""Slices that the network outlines for itself."""
+
+
+def parts(method: str) -> tuple[str, Tuning]:
+    """The way of pre-training in a method's name, and how it fine-tunes."""
+    before, _, ending = method.rpartition("-")
+    return (before, TUNINGS[ending]) if ending in TUNINGS else (method, Tuning())
 
 
 @dataclass(frozen=True)
@@ -57,6 +92,18 @@ class Plan:
     finetune_batch: int = 8
     learning_rate: float = 2e-3
     background: float = 0.1
+
+    def schedule(self, seed: int, rounds: int) -> Schedule:
+        """Fine-tuning for `rounds` times the steps."""
+        steps = self.finetune_steps * rounds
+        return Schedule(
+            steps=steps,
+            batch=self.finetune_batch,
+            learning_rate=self.learning_rate,
+            background=self.background,
+            validate_every=steps,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -101,32 +148,13 @@ class Experiment:
         done = {Run(row["method"], row["budget"], row["seed"]) for row in self.rows()}
         return [run for run in wanted if run not in done]
 
-    def run(self, run: Run, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
+    def run(self, run: Run, report: Tell = lambda *_: None) -> dict[str, Any]:
         """Pre-train if that encoder is not there yet, fine-tune, test, and add the row to the results file."""
         start = time.perf_counter()
-        pretraining = run.method.removesuffix(ABSENT)
+        pretraining, tuning = parts(run.method)
         encoder = None if pretraining == "none" else self.encoder(pretraining, run.seed, report)
-        data = TrainingData(self.drawn(run), [self.absent()] if run.method.endswith(ABSENT) else [], [])
         checkpoint = self._cache / f"{self.task.name}-{run.method}-{run.budget}-{run.seed}.safetensors"
-        schedule = Schedule(
-            steps=self.plan.finetune_steps,
-            batch=self.plan.finetune_batch,
-            learning_rate=self.plan.learning_rate,
-            background=self.plan.background,
-            validate_every=self.plan.finetune_steps,
-            seed=run.seed,
-        )
-        finetune(
-            self.header,
-            data,
-            checkpoint,
-            schedule=schedule,
-            augmentation=Augmentation(),
-            encoder=encoder,
-            where=self.where,
-            report=lambda now: report("fine-tuning", now.step, now.steps),
-        )
-        segmenter = Segmenter.load(checkpoint, device=str(self.where.device), precision=self.where.precision)
+        segmenter = self._tuned(run, tuning, encoder, checkpoint, report)
         scores = self._exam.scores(segmenter)
         checkpoint.unlink()
         row = {
@@ -138,6 +166,40 @@ class Experiment:
         }
         rows.append(self.results, row)
         return row
+
+    def _tuned(
+        self, run: Run, tuning: Tuning, encoder: dict[str, torch.Tensor] | None, checkpoint: Path, report: Tell
+    ) -> Segmenter:
+        """Fine-tune as the method asks; the checkpoint holds the result."""
+        drawn, absent = self.drawn(run), [self.absent()] if tuning.absent else []
+        start: dict[str, torch.Tensor] | None = None
+        rounds = [1] * tuning.rounds if tuning.pseudo else [tuning.rounds]
+        for steps in rounds:
+            if start is not None:
+                own = self.pseudo(self._load(checkpoint), run.seed)
+                drawn = drawn * max(1, len(own) // len(drawn)) + own  # either half of what is seen
+            finetune(
+                self.header,
+                TrainingData(drawn, absent, []),
+                checkpoint,
+                schedule=self.plan.schedule(run.seed, steps),
+                augmentation=Augmentation(),
+                encoder=encoder if start is None else None,
+                start=start,
+                where=self.where,
+                report=lambda now: report("fine-tuning", now.step, now.steps),
+            )
+            start = checkpoints.load(checkpoint)[1]
+        return self._load(checkpoint)
+
+    def _load(self, checkpoint: Path) -> Segmenter:
+        return Segmenter.load(checkpoint, device=str(self.where.device), precision=self.where.precision)
+
+    def pseudo(self, segmenter: Segmenter, seed: int) -> list[LabelledSlice]:
+        """Some of the training slices that hold a target, as the segmenter outlines them, told what each holds."""
+        pool = self.pool()
+        chosen = draw_slices(pool, min(PSEUDO, len(pool)), seed + 1)
+        return outlined(segmenter, [(one, set(np.unique(one.classes).tolist()) - {0}) for one in chosen])
 
     def pool(self) -> list[LabelledSlice]:
         """Every training slice that holds a target, in a fixed order."""
@@ -156,7 +218,7 @@ class Experiment:
         """The labelled slices of a run, the same for every method."""
         return self.pool() if run.budget == ALL else draw_slices(self.pool(), run.budget, run.seed)
 
-    def encoder(self, method: str, seed: int, report: Callable[[str, int, int], None]) -> dict[str, torch.Tensor]:
+    def encoder(self, method: str, seed: int, report: Tell) -> dict[str, torch.Tensor]:
         """The encoder that `method` makes of the training images, from the cache if it is there."""
         name = f"{self.task.name}-{method}-{seed}-{self.plan.pretrain_steps}x{self.plan.pretrain_batch}.safetensors"
         file = self.encoders / name

@@ -49,7 +49,10 @@ def headneck(data: Path, *, patients: int | None = None) -> Task:
         train=tuple(cases[:80][:patients]),
         tests={"in domain": tuple((case, targets) for case in cases[-30:][:patients])},
         preprocessing=Preprocessing(size=64, spacing=4.0),
-        methods=("none", "none-absent", "simclr", "scan", "organ", "mixed", "mixed-local", "mixed-local-absent"),
+        methods=(
+            *("none", "none-long", "none-absent", "none-self", "simclr", "scan", "organ", "mixed", "mixed-self"),
+            *("mixed-local", "mixed-local-absent"),
+        ),
         budgets=(10, 25, 50, 100),
     )
 
