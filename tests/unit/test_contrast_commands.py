@@ -255,3 +255,21 @@ def test_absent_slices_are_those_without_the_target(dataset: Path) -> None:
     assert absent
     assert not any(one.classes.any() for one in absent)
     assert len(absent) == sum(not one.classes.any() for one in whole.slices)
+
+
+@pytest.mark.slow
+def test_a_whole_segmenter_goes_on_or_is_refused(dataset: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    short = ("--steps", 1, "--batch", 2)
+    assert polycl("finetune", dataset, "--target", "organ=7", "-o", first, *short).exit_code == 0
+    on = ("--start", first, "-o", second, *short)
+    slow = ("--learning-rate", 1e-6, "--smooth", 4)
+    assert polycl("finetune", dataset, "--target", "organ=7", *on, *slow).exit_code == 0
+    (_, before), (header, after) = (checkpoints.load(one) for one in (first, second))
+    learnt = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-4) for name in learnt), "it goes on from the first"
+    assert (header.provenance.parent, header.smooth) == ("first.safetensors", 4.0)
+    two = refusal("finetune", dataset, "--target", "a=7", "--target", "b=8", *on)
+    assert "first.safetensors has 1 labels, organ, and 2 targets were given" in two
+    both = refusal("finetune", dataset, "--target", "organ=7", "--encoder", first, *on)
+    assert both == "give --start or --encoder, not both"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -33,9 +33,7 @@ def finetune(
     validate: Annotated[list[str] | None, typer.Option(help="Cases to choose the best weights by.")] = None,
     negatives: Annotated[Path | None, typer.Option(help="A data set known to hold none of the targets.")] = None,
     negative_cases: Annotated[int, typer.Option(help="Use the first so many cases of it.")] = 80,
-    mirrored: Annotated[
-        bool, typer.Option("--mirrored", help="More of them: halves without the target, mirrored.")
-    ] = False,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="More: halves without the target, mirrored.")] = False,
     certain: Annotated[float, typer.Option(min=0, max=1, help="Drop a label with fewer sure pixels, a share.")] = 0.0,
     smooth: Annotated[float, typer.Option(min=0, help="Average slices with their neighbours, by so many mm.")] = 0.0,
     steps: Annotated[int, typer.Option(min=1)] = 3000,
@@ -43,13 +41,13 @@ def finetune(
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a training crop, a multiple of 16.")] = 192,
     spacing: Annotated[float, typer.Option(min=0.1, help="In-plane pixel spacing of the network, mm.")] = 1.5,
     encoder: Annotated[Path | None, typer.Option(help="Checkpoint of polycl pretrain, or a segmenter.")] = None,
+    start: Annotated[Path | None, typer.Option(help="A segmenter with as many labels to go on from, whole.")] = None,
     slices: Annotated[int | None, typer.Option(min=1, help="Learn from so many slices with a target only.")] = None,
     scans: Annotated[int | None, typer.Option(min=1, help="Learn from so many scans with a target only.")] = None,
-    absent: Annotated[
-        bool, typer.Option("--absent", help="With few slices or scans: slices of all others without a target, too.")
-    ] = False,
+    absent: Annotated[bool, typer.Option("--absent", help="With few: all slices without a target, too.")] = False,
     background: Annotated[float, typer.Option(min=0, max=1, help="Its weight in cross entropy; 1 as all else.")] = 1.0,
     loss: Annotated[Literal["dice", "dice-ce"], typer.Option(help="Dice alone, or with cross entropy.")] = "dice-ce",
+    learning_rate: Annotated[float, typer.Option(min=1e-6, max=1.0, help="The highest of the schedule.")] = 2e-3,
     freeze: Annotated[int, typer.Option(min=0, help="Steps for which the encoder keeps its weights.")] = 0,
     architecture: Annotated[Literal["unet", "resnet18"], typer.Option(help="Where no encoder is given.")] = "unet",
     norm: Annotated[Literal["batch", "instance"] | None, typer.Option(help="batch, or the encoder's.")] = None,
@@ -58,39 +56,37 @@ def finetune(
     device: options.Device = None,
     precision: options.Precision = None,
 ) -> None:
-    """Train a segmenter on DATASET and keep the weights with the best mean Dice on whole validation volumes.
-
-    A run that was interrupted goes on where it was when the same command is given again.
-    """
-    _check(size, output)
+    """Train a segmenter on DATASET; keep the weights with the best Dice on whole validation volumes. Resumes."""
+    _check(size, output, encoder, start)
     settings = options.settings(device, precision)
     from polycl import devices
     from polycl.segmenter import training
     from polycl.segmenter.augment import Augmentation
 
-    network, weights, parent = _start(encoder, architecture, norm)
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
+    network, weights, parent = _start(encoder, start, architecture, norm, targets)
     data = _few(_data(dataset, targets, train, validate, without), slices, scans, seed, absent=absent)
     schedule = training.Schedule(
-        steps, batch, seed=seed, workers=workers, loss=loss, background=background, freeze=freeze
+        steps, batch, learning_rate, seed=seed, workers=workers, loss=loss, background=background, freeze=freeze
     )
+    after = {"certain": certain, "smooth": smooth}
     with options.progress("Training steps") as bar:
         best = training.finetune(
-            _header(network, targets, size, spacing, data, parent).model_copy(
-                update={"certain": certain, "smooth": smooth}
-            ),
+            _header(network, targets, size, spacing, data, parent).model_copy(update=after),
             _mirrored(data) if mirrored else data,
             output,
             schedule=schedule,
             augmentation=Augmentation(),
-            encoder=weights,
+            **weights,
             report=lambda now: _tell(now, bar),
             where=devices.choose(settings.device, settings.precision),
         )
     typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
 
 
-def _check(size: int, output: Path) -> None:
+def _check(size: int, output: Path, encoder: Path | None, start: Path | None) -> None:
+    if start is not None and encoder is not None:
+        raise InputError("give --start or --encoder, not both")
     if size % 16:
         raise InputError(f"--size {size} is not a multiple of 16")
     if output.suffix != ".safetensors":
@@ -105,20 +101,49 @@ def _tell(now: Report, bar: Callable[[int, int], None]) -> None:
         typer.echo(line + (f" validation Dice {now.dice:.4f}" if now.dice is not None else ""), err=True)
 
 
+class Weights(TypedDict, total=False):
+    """What training starts from: an encoder, or a whole network, by the names of `training.finetune`."""
+
+    encoder: dict[str, torch.Tensor]
+    start: dict[str, torch.Tensor]
+
+
 def _start(
-    encoder: Path | None, architecture: Literal["unet", "resnet18"], norm: Literal["batch", "instance"] | None
-) -> tuple[NetworkConfig, dict[str, torch.Tensor] | None, str]:
-    """The network to train, what its encoder starts from, and the name of that; ModelError if the two do not fit."""
+    encoder: Path | None,
+    start: Path | None,
+    architecture: Literal["unet", "resnet18"],
+    norm: Literal["batch", "instance"] | None,
+    targets: list[Target],
+) -> tuple[NetworkConfig, Weights, str]:
+    """The network to train, what it starts from, and the name of that; ModelError if they do not fit."""
     from polycl.checkpoints import NetworkConfig
 
-    if encoder is None:
-        return NetworkConfig(architecture=architecture, norm=norm or "batch"), None, ""
+    path = encoder or start
+    if path is None:
+        return NetworkConfig(architecture=architecture, norm=norm or "batch"), {}, ""
     from polycl.segmenter.transfer import read_encoder
 
-    header, weights = read_encoder(encoder)
+    header, weights = read_encoder(path)
     if norm not in (None, header.network.norm):
-        raise ModelError(f"{encoder.name} has {header.network.norm} norm, not {norm}; leave --norm out to take it over")
-    return header.network, weights, encoder.name
+        raise ModelError(f"{path.name} has {header.network.norm} norm, not {norm}; leave --norm out to take it over")
+    if start is not None:
+        return header.network, {"start": _whole(start, targets)}, path.name
+    return header.network, {"encoder": weights}, path.name
+
+
+def _whole(path: Path, targets: list[Target]) -> dict[str, torch.Tensor]:
+    """All weights of the segmenter at `path`; ModelError if it is none, or has another number of labels."""
+    from polycl import checkpoints
+
+    header, weights = checkpoints.load(path)
+    if header.kind != "segmenter":
+        raise ModelError(f"{path.name} holds an {header.kind}, no segmenter; give it as --encoder")
+    if header.network.classes != len(targets) + 1:
+        raise ModelError(
+            f"{path.name} has {header.network.classes - 1} labels, {', '.join(header.labels)}, and {len(targets)} "
+            "targets were given; with --encoder only its encoder is taken over"
+        )
+    return weights
 
 
 def _few(data: TrainingData, slices: int | None, scans: int | None, seed: int, *, absent: bool) -> TrainingData:
