@@ -123,6 +123,8 @@ def test_class_prompts_paint_what_was_asked_for(viewer: Viewer, patients: dict[s
     assert expected.any()
     np.testing.assert_array_equal(segment_voxels(viewer, "spleen"), expected)
     assert not segment_voxels(viewer, "liver").any()
+    shown = viewer.page.locator("#polycl-segment option:checked").text_content()
+    assert shown == "spleen", "what a brush would go on with"
 
 
 def kidney(patient: Patient, image: Volume, shown: int) -> tuple[int, int, int]:

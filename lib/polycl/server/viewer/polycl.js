@@ -19,6 +19,7 @@
       const libraries = managers.extensionManager.getModuleEntry('@ohif/extension-cornerstone.utilityModule.common');
       ({ cornerstone: core, cornerstoneTools: tools } = libraries.exports.getCornerstoneLibraries());
       core.eventTarget.addEventListener(tools.Enums.Events.TOOL_ACTIVATED, () => setTimeout(showTool));
+      core.eventTarget.addEventListener(tools.Enums.Events.SEGMENTATION_DATA_MODIFIED, () => setTimeout(startAtPainted));
       new MutationObserver(mount).observe(document.body, { childList: true, subtree: true });
     },
   });
@@ -218,6 +219,8 @@
   // ---- the tools in the panel
 
   const choice = () => document.getElementById('polycl-segment');
+  // Whether the segment shown was chosen, or something is painted: from then on it changes by the reader's hand only.
+  let chosen = false;
 
   const LOOK = `
     #polycl { color: #fff; font-size: 13px; padding: 8px 4px; display: flex; flex-wrap: wrap; gap: 8px; }
@@ -260,6 +263,7 @@
     part('save').addEventListener('click', () => run('Saving…', save));
     part('load').addEventListener('click', () => run('Loading…', load));
     offerPropagation(part('propagate')).catch(() => {});
+    chosen = false;
     fillChoice();
   }
 
@@ -285,7 +289,19 @@
     choice().value = before || String(tools.segmentation.segmentIndex.getActiveSegmentIndex(map.id) ?? 1);
   }
 
+  // The list begins at the first name; the first result moves it to a segment that the result has.
+  function startAtPainted() {
+    if (chosen || !choice()?.length) return;
+    const voxels = voxelsOf(current());
+    const painted = voxels.find(Boolean);
+    if (!painted) return;
+    fillChoice();
+    if (!voxels.includes(Number(choice().value))) choice().value = String(painted);
+    chosen = true;
+  }
+
   function choose() {
+    chosen = true;
     services.segmentationService.setActiveSegment(current().id, Number(choice().value));
   }
 
