@@ -97,6 +97,12 @@ def test_who_asks_again_is_given_another(client: TestClient) -> None:
     assert ask(client, "polycl-uncertain", "ann").json()["id"] == given[0], "all were: the best again"
 
 
+@pytest.mark.parametrize("strategy", ["polycl-mixed", "polycl-uncertain", "polycl-diverse"])
+def test_who_was_given_all_is_given_them_in_turn(client: TestClient, strategy: str) -> None:
+    given = [ask(client, strategy, "ann").json()["id"] for _ in range(2 * len(AFFINES))]
+    assert given[: len(AFFINES)] == given[len(AFFINES) :], "the one that was given longest ago"
+
+
 def test_first_is_the_same_until_it_is_labelled(client: TestClient) -> None:
     assert ask(client, "first", "ann").json()["id"] == ask(client, "first", "ann").json()["id"] == sorted(AFFINES)[0]
 

@@ -155,3 +155,5 @@ def test_batch_inference_runs_in_its_subprocess(server: str) -> None:
     assert task["status"] == "DONE", task
     labels = call("GET", "/datastore/?output=all")["objects"]["axial"]["labels"]
     assert labels["original"]["info"]["params"]["label_names"] == {"liver": 1, "spleen": 2}
+    for image in IMAGES:  # the other tests of this server know no such labels
+        call("DELETE", f"/datastore/label?id={image}&tag=original")

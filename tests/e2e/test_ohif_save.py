@@ -244,11 +244,11 @@ def test_propagation_leaves_what_it_was_not_asked_for(viewer: Viewer, patients: 
 
 
 def test_the_suggested_slice_is_shown(viewer: Viewer, readers_server: Server, patients: dict[str, Patient]) -> None:
-    viewer.open_study(THIRD)
+    viewer.open_study(FIRST)  # which no test here labels: then no slice is suggested
     viewer.connect()
     viewer.choose("Segmentation", "tiny")
     assert viewer.run("Segmentation").status == 200  # the server has the series from now on, and scores it
-    asked = {"url": f"{readers_server.address}/polycl/api/slice", "params": {"image": patients[THIRD].uid}}
+    asked = {"url": f"{readers_server.address}/polycl/api/slice", "params": {"image": patients[FIRST].uid}}
     for _ in range(120):
         if (reply := httpx.get(**asked, timeout=60)).status_code == 200:
             break

@@ -111,11 +111,12 @@ class BestImage(NextImage):
         self._method = method
 
     def ordered(self, images: Sequence[str], request: dict[str, Any], datastore: Datastore) -> Iterator[Pick]:
-        """Those that are scored, then the rest, then those that this annotator holds already."""
-        mine = self._leases.held().keys() & set(images)  # those of others are left out before
-        fresh = [image for image in images if image not in mine]
-        yield from self._best(fresh)
-        yield from self._best(sorted(mine))
+        """Those that are scored, then the rest, then those that this annotator holds already, in turn."""
+        held = self._leases.held()  # those of others are left out before
+        mine = sorted(held.keys() & set(images), key=lambda image: held[image].until)
+        yield from self._best([image for image in images if image not in held])
+        for image in mine:
+            yield from self._best([image])
 
     def _best(self, images: Sequence[str]) -> Iterator[Pick]:
         picks = self._scores.choose(self._method, images, min(len(images), MOST_PICKS))
