@@ -116,11 +116,11 @@ def plot(rows: Rows, domain: str, methods: Sequence[str], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     found = cells(rows, domain, "dice")
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = plt.subplots(figsize=(8.5, 4.5))
     for shift, method in enumerate(methods):
         points = [found[method, budget] for budget in _budgets(rows) if budget != ALL and (method, budget) in found]
         if points:
-            places = [point.budget * 1.02 ** (shift - len(methods) / 2) for point in points]
+            places = [point.budget * 1.01 ** (shift - len(methods) / 2) for point in points]
             means, spreads = [point.mean for point in points], [point.spread for point in points]
             axes.errorbar(places, means, spreads, label=method, marker="o", capsize=2, linewidth=1.4)
         if (whole := found.get((method, ALL))) is not None:
@@ -128,7 +128,8 @@ def plot(rows: Rows, domain: str, methods: Sequence[str], path: Path) -> None:
     axes.set(xscale="log", xlabel="labelled slices", ylabel=f"Dice, mean over labels and patients ({domain})")
     ticks = [budget for budget in _budgets(rows) if budget != ALL]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.legend(frameon=False)
+    axes.minorticks_off()
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     buffer = BytesIO()
     figure.savefig(buffer, dpi=110, format="png", metadata={"Software": None})
