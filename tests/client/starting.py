@@ -51,10 +51,26 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path, path: st
 
 
 @contextmanager
+def running(
+    command: list[str], folder: Path, port: int, environment: dict[str, str]
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of a server that `command` starts at `port`, and its process, killed at the end at the latest."""
+    address, log = f"http://127.0.0.1:{port}", folder / "output.txt"
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for(address, process, log)
+        yield address, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
 def serving(folder: Path, weights: Path, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """`polycl serve` over `folder`/studies with its state in `folder`/state, with these environment variables; killed
     at the end at the latest."""
-    port, log = free_port(), folder / "output.txt"
+    port = free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("POLYCL_", "MONAI_"))}
     ours = {
         "POLYCL_STATE": str(folder / "state"),
@@ -63,13 +79,5 @@ def serving(folder: Path, weights: Path, **variables: str) -> Iterator[tuple[str
         "POLYCL_DEVICE": "cpu",
     }
     command = [sys.executable, "-m", "polycl.cli", "serve", "--studies", str(folder / "studies"), "--port", str(port)]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=clean | ours | variables, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.kill()
-        process.wait()
+    with running(command, folder, port, clean | ours | variables) as server:
+        yield server

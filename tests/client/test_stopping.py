@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from recording import SHAPE
-from starting import AFFINES, free_port, wait_for
+from starting import AFFINES, free_port, running
 
 from polycl.volume import Volume, write_volume
 
@@ -52,16 +52,10 @@ def serving(folder: Path, weights: Path, seconds: float) -> Iterator[tuple[str, 
     write_volume(Volume(voxels, AFFINES["axial"]), folder / "studies" / "a.nii.gz")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("POLYCL_", "MONAI_"))}
     clean |= {"POLYCL_STATE": str(folder / "state"), "POLYCL_WEIGHTS": str(weights), "POLYCL_SCORE_AHEAD": "false"}
-    port, log = free_port(), folder / "output.txt"
+    port = free_port()
     command = [sys.executable, "-c", SERVE, str(folder), str(port), str(seconds)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=clean, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        wait_for(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.kill()
-        process.wait()
+    with running(command, folder, port, clean) as server:
+        yield server
 
 
 def until(true: Callable[[], bool], process: subprocess.Popen[bytes], answers: list[httpx.Response]) -> None:

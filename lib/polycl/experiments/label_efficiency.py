@@ -174,8 +174,9 @@ class Experiment:
         drawn, absent = self.drawn(run), [self.absent()] if tuning.absent else []
         start: dict[str, torch.Tensor] | None = None
         rounds = [1] * tuning.rounds if tuning.pseudo else [tuning.rounds]
-        for steps in rounds:
-            if start is not None:
+        for number, steps in enumerate(rounds):
+            if number:
+                encoder, start = None, checkpoints.load(checkpoint)[1]
                 own = self.pseudo(self._load(checkpoint), run.seed)
                 drawn = drawn * max(1, len(own) // len(drawn)) + own  # either half of what is seen
             finetune(
@@ -184,12 +185,11 @@ class Experiment:
                 checkpoint,
                 schedule=self.plan.schedule(run.seed, steps),
                 augmentation=Augmentation(),
-                encoder=encoder if start is None else None,
+                encoder=encoder,
                 start=start,
                 where=self.where,
                 report=lambda now: report("fine-tuning", now.step, now.steps),
             )
-            start = checkpoints.load(checkpoint)[1]
         return self._load(checkpoint)
 
     def _load(self, checkpoint: Path) -> Segmenter:
