@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from polycl.errors import InputError
 from polycl.sam import Embedding, Engine, Masks, Prompts, from_image, to_pixels
@@ -74,12 +75,20 @@ def decode_seen(engine: Engine, embedding: Embedding, prompts: Prompts, volume: 
 
 
 def best_mask(masks: Masks, prompts: Prompts) -> NDArray[np.bool_]:
-    """Of SAM's candidates the one [H, W] that obeys most points, and of those the one SAM is surest of."""
+    """Of SAM's candidates the one [H, W] that obeys most points, and of those the one SAM is surest of.
+
+    Of it only what is joined to a point in the object: islands elsewhere were not clicked. All of it where a box was
+    drawn, or no point in the object lies on it.
+    """
     columns, rows = np.round(prompts.points).astype(int).T
     obeyed = ((masks.logits[:, rows, columns] > 0) == (prompts.labels == 1)).sum(axis=1)
     best = max(range(len(masks.scores)), key=lambda index: (obeyed[index], masks.scores[index]))
     mask: NDArray[np.bool_] = masks.logits[best] > 0
-    return mask
+    if prompts.box is not None:
+        return mask
+    pieces = ndimage.label(mask, np.ones((3, 3)))[0]
+    clicked = pieces[rows, columns][prompts.labels == 1]
+    return np.isin(pieces, clicked[clicked > 0]) if clicked.any() else mask
 
 
 def on_slice(mask: NDArray[np.bool_], z: int, volume: Volume) -> Volume:
