@@ -19,7 +19,7 @@ from polycl.segmenter.augment import Augmentation
 from polycl.segmenter.budget import draw_scans, draw_slices
 from polycl.segmenter.network import SegmentationNetwork
 from polycl.segmenter.training import Report, Schedule, TrainingData, finetune
-from polycl.segmenter.transfer import read_encoder, start_from
+from polycl.segmenter.transfer import read_encoder, read_segmenter, start_from
 from polycl.volume import Volume, write_volume
 
 pytestmark = pytest.mark.unit
@@ -221,6 +221,16 @@ def test_an_encoder_is_taken_out_of_a_segmenter(tmp_path: Path) -> None:
     header, weights = read_encoder(tmp_path / "m.safetensors")
     assert header.network == TINY
     assert all(torch.equal(weights[name], one) for name, one in network.encoder.state_dict().items())
+
+
+def test_a_segmenter_that_is_none_or_does_not_fit_its_header_is_refused(tmp_path: Path) -> None:
+    network, path = SegmentationNetwork(TINY), tmp_path / "m.safetensors"
+    checkpoints.save(path, network.encoder.state_dict(), Header(kind="encoder", network=TINY))
+    with pytest.raises(ModelError, match=r"m\.safetensors holds an encoder, no segmenter; give it as --encoder"):
+        read_segmenter(path)
+    checkpoints.save(path, network.state_dict(), Header(network=TINY.model_copy(update={"classes": TINY.classes + 1})))
+    with pytest.raises(ModelError, match=r"m\.safetensors do not fit the network that its header describes"):
+        read_segmenter(path)
 
 
 def test_a_norm_that_the_encoder_has_not_is_refused(dataset: Path, tmp_path: Path) -> None:

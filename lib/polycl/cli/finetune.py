@@ -121,29 +121,19 @@ def _start(
     path = encoder or start
     if path is None:
         return NetworkConfig(architecture=architecture, norm=norm or "batch"), {}, ""
-    from polycl.segmenter.transfer import read_encoder
+    from polycl.segmenter.transfer import read_encoder, read_segmenter
 
-    header, weights = read_encoder(path)
+    header, weights = read_segmenter(path) if path == start else read_encoder(path)
     if norm not in (None, header.network.norm):
         raise ModelError(f"{path.name} has {header.network.norm} norm, not {norm}; leave --norm out to take it over")
-    if start is not None:
-        return header.network, {"start": _whole(start, targets)}, path.name
-    return header.network, {"encoder": weights}, path.name
-
-
-def _whole(path: Path, targets: list[Target]) -> dict[str, torch.Tensor]:
-    """All weights of the segmenter at `path`; ModelError if it is none, or has another number of labels."""
-    from polycl import checkpoints
-
-    header, weights = checkpoints.load(path)
-    if header.kind != "segmenter":
-        raise ModelError(f"{path.name} holds an {header.kind}, no segmenter; give it as --encoder")
+    if path != start:
+        return header.network, {"encoder": weights}, path.name
     if header.network.classes != len(targets) + 1:
         raise ModelError(
             f"{path.name} has {header.network.classes - 1} labels, {', '.join(header.labels)}, and {len(targets)} "
             "targets were given; with --encoder only its encoder is taken over"
         )
-    return weights
+    return header.network, {"start": weights}, path.name
 
 
 def _few(data: TrainingData, slices: int | None, scans: int | None, seed: int, *, absent: bool) -> TrainingData:

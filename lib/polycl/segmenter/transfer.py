@@ -33,6 +33,18 @@ def read_encoder(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     return header, weights
 
 
+def read_segmenter(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
+    """Header and all weights of a segmenter. Raises ModelError as `read_encoder` does, and for an encoder alone."""
+    header, weights = checkpoints.load(path)
+    if header.kind != "segmenter":
+        raise ModelError(f"{path.name} holds an {header.kind}, no segmenter; give it as --encoder")
+    with torch.device("meta"):
+        network = SegmentationNetwork(header.network)
+    if _shapes(network.state_dict()) != _shapes(weights):
+        raise ModelError(f"the weights in {path.name} do not fit the network that its header describes")
+    return header, weights
+
+
 def start_from(network: SegmentationNetwork, weights: Mapping[str, torch.Tensor]) -> None:
     """Load weights into a network's encoder, and its decoder but for the last layer if they hold one.
 
