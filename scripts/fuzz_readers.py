@@ -166,7 +166,7 @@ def record(folder: Path) -> Target:
     def read(data: bytes) -> None:
         file.write_bytes(data)
         found = tried(lambda: read_record(file))
-        if found is not None and found.shape[2] <= MAX_VOXELS:
+        if found is not None:
             for name in found.known:
                 tried(lambda name=name: found.known_slices(name))
 

@@ -93,6 +93,28 @@ def test_a_saved_label(store: Path) -> None:
     assert any("cyst" in note for note in saved.notes)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shape": [9, 8, -4]},
+        {"shape": [9, 8, 10**12]},
+        {"painted": {"spleen": [[-3, 2]]}},
+        {"known": {"spleen": [[-3, 2]]}},
+        {"voxels": {"spleen": -1}},
+        {"version": 0},
+        {"known": None},
+    ],
+)
+def test_a_record_of_what_cannot_be_is_damaged(damage: dict[str, object], store: Path, tmp_path: Path) -> None:
+    fields = json.loads(send(store, voxels(1, 2)).record.model_dump_json())
+    file = tmp_path / "a.record.json"
+    file.write_text(json.dumps(fields))
+    assert read_record(file).painted == {"liver": ((1, 3),)}
+    file.write_text(json.dumps(fields | damage))
+    with pytest.raises(InputError, match=r"a\.record\.json is no record of a label, or a damaged one"):
+        read_record(file)
+
+
 def test_older_versions_are_kept_and_come_back(store: Path) -> None:
     for z in range(4):
         send(store, voxels(z), suffix=".nrrd" if z % 2 else ".nii.gz")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from polycl.checkpoints import Typed
 from polycl.errors import InputError
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Ranges = tuple[tuple[int, int], ...]
+LONGEST = 2**20
+"""Voxels along an axis: far beyond any scan."""
+Length = Annotated[int, Field(ge=0, le=LONGEST)]
+Ranges = tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
 Known = Literal["all"] | Ranges
 
 
@@ -42,10 +45,12 @@ class Facts(Typed):
     annotator: str = Field(default="", description="login or client_id; empty where the client sent none")
     seconds: float | None = Field(default=None, ge=0, description="from opening the image to saving, if known")
     model: ModelVersion | None = Field(default=None, description="the weights whose reply the label started from")
-    shape: tuple[int, int, int] = Field(description="voxels along the canonical axes; the last counts axial slices")
+    shape: tuple[Length, Length, Length] = Field(
+        description="voxels along canonical axes; the last counts axial slices"
+    )
     labels: dict[str, int] = Field(description="name to value in the file, also of names without any voxel")
     unknown: tuple[str, ...] = Field(default=(), description="names among `labels` that no model here has")
-    voxels: dict[str, int] = Field(description="number of voxels by name; 0 for an empty segment")
+    voxels: dict[str, NonNegativeInt] = Field(description="number of voxels by name; 0 for an empty segment")
     painted: dict[str, Ranges] = Field(description="slices that hold at least one voxel, by name; empty ones left out")
     descends: tuple[str, ...] = Field(default=(), description="names whose outline comes from a whole-volume reply")
     complete: tuple[str, ...] = Field(default=(), description="names marked complete: what is not painted is not it")
