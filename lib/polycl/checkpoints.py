@@ -79,6 +79,12 @@ class Header(Typed):
         le=100,
         description="mm; probabilities of a slice are averaged with its neighbours' by a Gaussian",
     )
+    contrast: float = Field(
+        default=1.0,
+        ge=0.5,
+        le=2,
+        description="the window is so many times narrower when the segmenter is used than when it was trained",
+    )
     provenance: Provenance = Provenance()
 
 

@@ -16,6 +16,7 @@ from polycl.segmenter import Segmenter
 from polycl.segmenter.inference import count_certain, keep_largest
 from polycl.segmenter.network import SegmentationNetwork
 from polycl.volume import Volume
+from polycl.window import Window
 
 pytestmark = pytest.mark.unit
 
@@ -144,6 +145,19 @@ def test_a_label_that_is_nowhere_sure_is_dropped(tiny_checkpoint: Path, ct: Volu
     assert set(np.unique(lax.voxels)) == {0, 1, 2}
     strict = Segmenter(header.model_copy(update={"certain": 0.3}), network, where).segment(ct)
     assert not strict.voxels.any()
+
+
+def test_more_contrast_is_a_narrower_window(segmenter: Segmenter, ct: Volume) -> None:
+    header = segmenter.header.model_copy(update={"contrast": 1.6})
+    window = Window(level=header.preprocessing.window.level, width=header.preprocessing.window.width / 1.6)
+    narrow = segmenter.header.model_copy(
+        update={"preprocessing": header.preprocessing.model_copy(update={"window": window})}
+    )
+    first, second = (Segmenter(one, copy.deepcopy(segmenter._network), segmenter.where) for one in (header, narrow))
+    assert first.window == window
+    found = first.segment(ct).voxels
+    np.testing.assert_array_equal(found, second.segment(ct).voxels)
+    assert (found != segmenter.segment(ct).voxels).any()
 
 
 def test_smoothing_averages_whole_volumes_and_leaves_chosen_slices_alone(segmenter: Segmenter, ct: Volume) -> None:

@@ -36,6 +36,7 @@ def finetune(
     mirrored: Annotated[bool, typer.Option("--mirrored", help="More: halves without the target, mirrored.")] = False,
     certain: Annotated[float, typer.Option(min=0, max=1, help="Drop a label with fewer sure pixels, a share.")] = 0.0,
     smooth: Annotated[float, typer.Option(min=0, help="Average slices with their neighbours, by so many mm.")] = 0.0,
+    contrast: Annotated[float, typer.Option(min=0.5, max=2, help="Narrow the window by so much after training.")] = 1.0,
     steps: Annotated[int, typer.Option(min=1)] = 3000,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a training crop, a multiple of 16.")] = 192,
@@ -69,7 +70,7 @@ def finetune(
     schedule = training.Schedule(
         steps, batch, learning_rate, seed=seed, workers=workers, loss=loss, background=background, freeze=freeze
     )
-    after = {"certain": certain, "smooth": smooth}
+    after = {"certain": certain, "smooth": smooth, "contrast": contrast}
     with options.progress("Training steps") as bar:
         best = training.finetune(
             _header(network, targets, size, spacing, data, parent).model_copy(update=after),

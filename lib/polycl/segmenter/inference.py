@@ -20,6 +20,7 @@ from polycl.segmenter.network import STRIDE, SegmentationNetwork, fold_batch_nor
 from polycl.segmenter.through_plane import smoothed
 from polycl.slices import SliceGrid
 from polycl.volume import Volume
+from polycl.window import Window
 
 Progress = Callable[[int, int], None]
 """Called with slices done and slices in all."""
@@ -52,6 +53,12 @@ class Segmenter:
         except RuntimeError:
             raise ModelError(f"the weights in {path.name} do not fit the network that its header describes") from None
         return cls(header, network, where)
+
+    @property
+    def window(self) -> Window:
+        """What it sees slices through."""
+        trained = self.header.preprocessing.window
+        return Window(level=trained.level, width=trained.width / self.header.contrast)
 
     def segment(
         self,
@@ -98,7 +105,7 @@ class Segmenter:
         batch = self.batch_of(grid)
         for start in range(slices.start, slices.stop, batch):
             stop = min(start + batch, slices.stop)
-            logits = self.logits(grid.read(canonical, self.header.preprocessing.window, start, stop))
+            logits = self.logits(grid.read(canonical, self.window, start, stop))
             if self.header.certain:
                 seen += count_certain(logits)
             yield logits

@@ -46,7 +46,7 @@ def _classes(segmenter: Segmenter, one: LabelledSlice, absent: list[int]) -> NDA
     """Class ids `[X, Y]`, none of them `absent`."""
     volume = Volume(one.hu[:, :, None], np.diag([*one.spacing, THICKNESS, 1.0]))
     grid = SliceGrid.of(volume, segmenter.header.preprocessing.spacing, STRIDE)
-    logits = segmenter.logits(grid.read(volume, segmenter.header.preprocessing.window, 0, 1))
+    logits = segmenter.logits(grid.read(volume, segmenter.window, 0, 1))
     restored = grid.restore(logits)[0].index_fill(
         0, torch.tensor(absent, dtype=torch.long, device=logits.device), NEVER
     )
