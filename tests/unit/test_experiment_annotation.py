@@ -11,6 +11,7 @@ import pytest
 from polycl import devices
 from polycl.acquisition.scores import Scores, score
 from polycl.acquisition.selection import Candidate, Pick, choose
+from polycl.dataset import LabelledSlice
 from polycl.errors import InputError
 from polycl.experiments import annotation
 from polycl.experiments import annotation_report as report
@@ -77,17 +78,47 @@ def test_propagation_fills_a_volume_from_a_slice_that_holds_something(pool: Pool
     known = Knowledge.of([[Pick("p2", 0, 0.0)]], pool, "propagated", fill)
     nearest = int(np.flatnonzero(pool.holding["p2"])[0])
     assert asked == [("p2", nearest)]
-    ids = {int(index) for index in np.unique(pool.slices["p2"][nearest].classes)} - {0}
-    assert known.effort == Effort(opened=1, slices=1, outlines=len(ids), checked=1)
+    here = pool.slices["p2"][nearest].classes
+    assert known.effort == Effort(opened=1, slices=1, outlines=outlines(pool, "p2", nearest), checked=1)
+    radius = float(np.sqrt((here == 1).sum() * 14.0**2 / np.pi))
     for one in known.slices:
         if one.index == nearest:
             assert one.known is None
             assert one is pool.slices["p2"][nearest], "what was annotated is as it was annotated"
         else:
-            assert set(one.known or ()) == ids, "what is not on the slice stays unknown elsewhere"
+            assert one.known == (1,), "what was not painted is unknown, never background"
             assert (one.classes == 1).all()
+            assert abs(one.index - nearest) * 40.0 <= radius, "far away propagation is not believed"
     with pytest.raises(InputError, match="propagates"):
         Knowledge.of([[Pick("p2", 0, 0.0)]], pool, "propagated", None)
+
+
+def painted(**slices: list[int]) -> Pool:
+    """A pool of one image "a": each list has, slice by slice, the pixels of a class, the first those of class 1."""
+    pool = Pool([], [])
+    stacks = list(slices.values())
+    for z in range(len(stacks[0])):
+        classes = np.zeros((10, 10), np.uint8)
+        for row, counts in enumerate(stacks):
+            classes[row, : counts[z]] = row + 1
+        pool.slices.setdefault("a", []).append(LabelledSlice(classes.astype(np.int16), classes, (10.0, 10.0), "a", z))
+    pool.holding["a"] = np.array([one.classes.any() for one in pool.slices["a"]])
+    pool.images["a"] = Volume(np.zeros((10, 10, len(stacks[0])), np.int16), np.diag([10.0, 10.0, 5.0, 1.0]))
+    return pool
+
+
+def test_a_propagation_is_believed_as_far_as_half_the_diameter() -> None:
+    pool = painted(large=[0, 0, 0, 0, 7, 0, 0, 0, 0], small=[0, 0, 0, 0, 1, 0, 0, 0, 0])
+
+    def fill(case: str, z: int) -> np.ndarray:
+        found = np.zeros((10, 10, 9), np.uint8)
+        found[0], found[1] = 1, 2
+        return found
+
+    known = Knowledge.of([[Pick("a", 4, 0.0)]], pool, "propagated", fill)
+    # discs of 700 and 100 mm² have radii of 14.9 and 5.6 mm; slices are 5 mm apart
+    assert {one.index: one.known for one in known.slices} == {2: (1,), 3: (1, 2), 4: None, 5: (1, 2), 6: (1,)}
+    assert set(np.unique(known.slices[0].classes)) == {0, 1}, "what is not believed is cleared"
 
 
 def test_minutes_are_the_sum_of_what_was_done() -> None:

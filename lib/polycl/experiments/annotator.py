@@ -6,7 +6,7 @@ How long it takes is a model, not a measurement: see `Effort`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,9 @@ OUTLINE_MINUTES = 1.0
 """To outline one structure on one slice."""
 CHECK_MINUTES = 1.0
 """To wait for a propagation, and to look through what it found; it is taken as it is."""
+BELIEVED = 0.5
+"""How far from the outlined slice a propagation is learned from, in diameters of the structure there: it errs more the
+further it goes, and a structure changes over distances like its own size."""
 Fill = Callable[[str, int], NDArray[np.uint8]]
 """What propagation makes, in class ids `[X, Y, Z]`, of the reference on one slice of a case."""
 
@@ -120,7 +123,7 @@ class Knowledge:
         else:
             z = _nearest(pool.holding[pick.image], pick.slice)
             outlined, checked = [all_[z]], 1
-            chosen = _filled(all_, z, fill)
+            chosen = _filled(all_, z, pool.images[pick.image].spacing[2], fill)
         outlines = sum(len(np.unique(one.classes[one.classes > 0])) for one in outlined)
         self.slices += chosen
         self.numbers.setdefault(pick.image, set()).update(one.index for one in chosen)
@@ -133,18 +136,33 @@ def _nearest(holding: NDArray[np.bool_], z: int) -> int:
     return int(where[np.abs(where - z).argmin()]) if len(where) else z
 
 
-def _filled(slices: Sequence[LabelledSlice], z: int, fill: Fill | None) -> list[LabelledSlice]:
-    """All slices as propagation from slice `z` labels them; what is not on `z` stays unknown but there."""
+def _filled(slices: Sequence[LabelledSlice], z: int, thickness: float, fill: Fill | None) -> list[LabelledSlice]:
+    """Slice `z` as it was outlined, and those that propagation from it labels, each known as far as it was painted.
+
+    As on the server: what is not on a slice stays unknown there. What is not on `z` is unknown everywhere else.
+    """
     if fill is None:
         raise InputError("filling volumes needs a model that propagates")
     here = slices[z]
-    known = tuple(int(index) for index in np.unique(here.classes) if index)
-    if not known:
+    reach = {
+        int(index): BELIEVED * _diameter(here, int(index)) / thickness for index in np.unique(here.classes) if index
+    }
+    if not reach:
         return [here]
     found = fill(here.case, z)
-    filled = [
-        LabelledSlice(one.hu, np.ascontiguousarray(found[:, :, one.index]), one.spacing, one.case, one.index, known)
-        for one in slices
-    ]
-    filled[z] = here
+    filled = []
+    for one in slices:
+        near = [index for index, far in reach.items() if abs(one.index - z) <= far]
+        classes = np.where(np.isin(found[:, :, one.index], near), found[:, :, one.index], 0).astype(np.uint8)
+        known = tuple(int(index) for index in np.unique(classes) if index)
+        if one is here:
+            filled.append(here)
+        elif known:
+            filled.append(replace(one, classes=np.ascontiguousarray(classes), known=known))
     return filled
+
+
+def _diameter(one: LabelledSlice, index: int) -> float:
+    """Of a disc as large as a structure on a slice, mm."""
+    area = np.count_nonzero(one.classes == index) * one.spacing[0] * one.spacing[1]
+    return 2 * float(np.sqrt(area / np.pi))
