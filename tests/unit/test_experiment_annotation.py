@@ -121,6 +121,16 @@ def test_a_propagation_is_believed_as_far_as_half_the_diameter() -> None:
     assert set(np.unique(known.slices[0].classes)) == {0, 1}, "what is not believed is cleared"
 
 
+def test_what_was_outlined_is_seen_as_often_as_what_was_propagated_from_it() -> None:
+    whole = painted(one=[1, 2]).slices["a"]
+    partial = [replace(one, known=(1,)) for one in painted(one=[1, 2, 3, 4, 5]).slices["a"]]
+    shared = annotation._balanced([*partial, *whole])
+    assert [sum(one is other for one in shared) for other in whole] == [2, 2]
+    assert [sum(one is other for one in shared) for other in partial] == [1] * 5
+    assert annotation._balanced(whole) == whole
+    assert annotation._balanced(partial) == partial
+
+
 def test_minutes_are_the_sum_of_what_was_done() -> None:
     effort = Effort(2, 5, 7, 1) + Effort(1, 0, 0, 1)
     assert effort.minutes == 3 * OPEN_MINUTES + 7 * OUTLINE_MINUTES + 2 * CHECK_MINUTES

@@ -215,7 +215,7 @@ class Annotation:
 
     def _train(self, slices: Sequence[LabelledSlice], file: Path, steps: int, seed: int, before: Path | None) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
-        holding = [one for one in slices if one.classes.any()]
+        holding = _balanced([one for one in slices if one.classes.any()])
         without = [one for one in slices if not one.classes.any()]
         schedule = Schedule(
             steps=steps,
@@ -241,6 +241,13 @@ class Annotation:
 
     def _load(self, file: Path) -> Segmenter:
         return Segmenter.load(file, device=str(self.where.device), precision=self.where.precision)
+
+
+def _balanced(slices: Sequence[LabelledSlice]) -> list[LabelledSlice]:
+    """Slices of which all is known as often as those of which only a part is: these never tell what is nowhere."""
+    whole = [one for one in slices if one.known is None]
+    partial = [one for one in slices if one.known is not None]
+    return whole * (max(1, len(partial) // len(whole)) if whole else 1) + partial
 
 
 def _spread(
