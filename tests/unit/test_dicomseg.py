@@ -395,6 +395,18 @@ def test_a_damaged_seg(written: Path, source: SourceSeries, tmp_path: Path, miss
         read_seg(other_seg(written, tmp_path / "other.dcm", lambda seg: delattr(seg, missing)), source)
 
 
+def test_a_sequence_that_ends_in_the_middle_of_a_tag(
+    written: Path, source: SourceSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seg = pydicom.dcmread(written)
+    derivation = seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
+    tag = pydicom.tag.Tag("SourceImageSequence")  # which is read when it is asked for; pydicom would not write it so
+    derivation[tag] = pydicom.dataelem.RawDataElement(tag, "SQ", 2, b"\xfe\xff", 0, False, True)
+    monkeypatch.setattr("polycl.dicomseg.reading._open", lambda path: seg)
+    with pytest.raises(InputError, match=r"is a damaged DICOM SEG"):
+        read_seg(written, source)
+
+
 def test_labels_that_cannot_be_written(source: SourceSeries, tmp_path: Path) -> None:
     label = source.grid.with_voxels(labels())
     with pytest.raises(InputError, match="values without a name: 5"):

@@ -63,7 +63,10 @@ class Frame:
     window: Window | None = None
 
 
-BROKEN = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError, struct.error)
+BROKEN = (
+    *(ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError, struct.error),
+    *(EOFError, OSError, RecursionError),  # of sequences, which are read when they are asked for
+)
 """What pydicom raises where a value that is asked for is not what its type says."""
 
 
