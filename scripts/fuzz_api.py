@@ -138,7 +138,9 @@ def main() -> None:
     from polycl.volume import write_volume
 
     until, report, seed = time.monotonic() + given.minutes * 60, Report(), given.seed
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(
+        ignore_cleanup_errors=True
+    ) as folder:  # the app still writes when it is told to end
         studies = Path(folder, "studies")
         studies.mkdir()
         write_volume(make_phantom(0, shape=(48, 40, 9), spacing=(8.0, 8.0, 20.0)).image, studies / "phantom.nii.gz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -247,12 +248,21 @@ def test_the_queue_names_image_and_slice_with_a_picture(client: TestClient) -> N
         ("slice", 422),
         (f"thumbnail?image={PATIENTS[0]}&slice=99", 422),
         (f"thumbnail?image={PATIENTS[0]}&slice=-1", 422),
-        ("thumbnail?image=../x&slice=0", 404),
-        ("thumbnail?image=%2fetc%2fpasswd&slice=0", 404),
+        ("thumbnail?image=../x&slice=0", 400),
+        ("thumbnail?image=%2fetc%2fpasswd&slice=0", 400),
+        (f"thumbnail?image={'x' * 260}&slice=0", 400),
     ],
 )
 def test_a_bad_question(client: TestClient, query: str, status: int) -> None:
     get(client, query, status)
+
+
+def test_no_picture_of_an_image_elsewhere(client: TestClient, tmp_path: Path) -> None:
+    write_volume(Volume(ct(0), AFFINES["lps"]), tmp_path / "elsewhere.nii.gz")
+    there = os.path.relpath(tmp_path, app_instance().datastore().folder)
+    for image in (tmp_path / "elsewhere", Path(there, "elsewhere")):
+        refused = client.get("/polycl/api/thumbnail", params={"image": str(image), "slice": 0})
+        assert (refused.status_code, refused.json()["detail"]) == (400, "image must be a name, not a path")
 
 
 def save(client: TestClient, folder: Path, image: str, who: str) -> None:

@@ -19,6 +19,7 @@ from monailabel.interfaces.utils.app import app_instance
 from polycl.errors import InputError, NotFoundError, PolyclError
 from polycl.learning.runs import Event, Pretraining, Run, follow
 from polycl.learning.versions import Version, Versions
+from polycl.monailabel.folders import check_id
 from polycl.monailabel.strategy import METHODS, NextImage
 from polycl.monailabel.train import NAME, LearnTask
 from polycl.picture import thumbnail
@@ -156,7 +157,11 @@ def suggested(image: str) -> dict[str, Any]:
 
 
 def picture(image: str, number: int) -> bytes:
-    """A small PNG of a slice of an image that lies in the store's folder; NotFoundError if it does not."""
+    """A small PNG of a slice of an image that lies in the store's folder; NotFoundError if it does not.
+
+    Raises BadRequest for what can be no id of an image: it becomes part of a path.
+    """
+    check_id("image", image)
     path = app_instance().datastore().library.image(image)
     if path is None:
         raise NotFoundError("no such image in this store")
