@@ -395,13 +395,20 @@ def test_a_damaged_seg(written: Path, source: SourceSeries, tmp_path: Path, miss
         read_seg(other_seg(written, tmp_path / "other.dcm", lambda seg: delattr(seg, missing)), source)
 
 
-def test_a_sequence_that_ends_in_the_middle_of_a_tag(
-    written: Path, source: SourceSeries, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("group", "name", "vr", "value"),
+    [
+        ("DerivationImageSequence", "SourceImageSequence", "SQ", b"\xfe\xff"),
+        ("SegmentIdentificationSequence", "ReferencedSegmentNumber", "US", b"\0"),
+    ],
+)
+def test_a_value_that_is_cut_off(
+    written: Path, source: SourceSeries, monkeypatch: pytest.MonkeyPatch, group: str, name: str, vr: str, value: bytes
 ) -> None:
     seg = pydicom.dcmread(written)
-    derivation = seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
-    tag = pydicom.tag.Tag("SourceImageSequence")  # which is read when it is asked for; pydicom would not write it so
-    derivation[tag] = pydicom.dataelem.RawDataElement(tag, "SQ", 2, b"\xfe\xff", 0, False, True)
+    item, tag = seg.PerFrameFunctionalGroupsSequence[0][group][0], pydicom.tag.Tag(name)
+    # pydicom looks at it when it is asked for, and would not write it so
+    item[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(value), value, 0, False, True)
     monkeypatch.setattr("polycl.dicomseg.reading._open", lambda path: seg)
     with pytest.raises(InputError, match=r"is a damaged DICOM SEG"):
         read_seg(written, source)

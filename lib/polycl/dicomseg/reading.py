@@ -19,7 +19,7 @@ from polycl.dicomseg.writing import PRIVATE_CREATOR, PRIVATE_GROUP, PRIVATE_VALU
 from polycl.errors import InputError
 from polycl.labels.placing import place
 from polycl.volume import Volume
-from polycl.volume.dicom_frames import BROKEN
+from polycl.volume.dicom_frames import broken
 from polycl.volume.dicom_stack import LPS_TO_RAS
 
 SEG_STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -73,7 +73,7 @@ def read_seg(path: Path, source: SourceSeries) -> SegLabel:
         return _read(dataset, source)
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from error
-    except BROKEN as error:
+    except broken() as error:
         raise InputError(f"{path.name}: is a damaged DICOM SEG") from error
 
 

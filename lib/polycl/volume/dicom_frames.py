@@ -63,11 +63,14 @@ class Frame:
     window: Window | None = None
 
 
-BROKEN = (
-    *(ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError, struct.error),
-    *(EOFError, OSError, RecursionError),  # of sequences, which are read when they are asked for
-)
-"""What pydicom raises where a value that is asked for is not what its type says."""
+def broken() -> tuple[type[Exception], ...]:
+    """What pydicom raises where a value that is asked for is not what its type says; for `except`."""
+    from pydicom.errors import BytesLengthException
+
+    return (
+        *(ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError, struct.error),
+        *(EOFError, OSError, RecursionError, BytesLengthException),  # of what is read when it is asked for
+    )
 
 
 def read_header(path: Path) -> Any | None:
@@ -99,7 +102,7 @@ def frames_of(header: Any, path: Path, *, allow_any_modality: bool) -> list[Fram
     """The images of one file. InputError for what is no slice of a CT, or says too little about its place."""
     try:
         return _frames_of(header, path, allow_any_modality)
-    except BROKEN as error:
+    except broken() as error:
         raise InputError("holds a DICOM file with a broken attribute") from error
 
 
