@@ -325,6 +325,34 @@ def local(folder: Path) -> LocalStore:
     return LocalStore(str(folder), extensions=IMAGE_PATTERNS)
 
 
+def test_the_folder_is_watched_on_after_a_change_that_could_not_be_taken_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = LocalStore(str(folder), extensions=IMAGE_PATTERNS, auto_reload=True)
+    failed = threading.Event()
+
+    def full() -> None:
+        failed.set()
+        raise OSError(errno.ENOSPC, "no space left", "patient name")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(store, "refresh", full)
+        write_volume(Volume(ct(1), AFFINES["lps"]), folder / "c.nii.gz")
+        assert failed.wait(10)
+    assert wait_for(lambda: "not taken in: OSError" in caplog.text)
+    assert "patient name" not in caplog.text
+    write_volume(Volume(ct(2), AFFINES["lps"]), folder / "d.nii.gz")
+    assert wait_for(lambda: {"c", "d"} <= set(store.list_images()))
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether it happens in that time."""
+    until = time.monotonic() + seconds
+    while not happened() and time.monotonic() < until:
+        time.sleep(0.02)
+    return happened()
+
+
 def keep(store: LocalStore, label: np.ndarray, image: str = "a", who: str = "ann") -> None:
     path = store.folder.parent / f"{who}-{image}.nii.gz"
     write_volume(Volume(label, AFFINES["lps"]), path)

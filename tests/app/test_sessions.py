@@ -83,6 +83,17 @@ def test_it_expires_after_its_last_use(
     assert [folder.name for folder in (tmp_path / "sessions").iterdir()] == [used]
 
 
+def test_one_that_is_deleted_meanwhile_does_not_stop_the_clean_up(
+    sessions: OwnedSessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions.add_session(image(tmp_path))
+    there = [*(tmp_path / "sessions").iterdir()]
+    monkeypatch.setattr(sessions, "_sessions", lambda: [tmp_path / "sessions" / "gone", *there])
+    later(monkeypatch, 3601)
+    assert sessions.remove_expired() == 1
+    assert list((tmp_path / "sessions").iterdir()) == []
+
+
 def test_what_is_no_session_does_not_stop_the_clean_up(
     sessions: OwnedSessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ class OwnedSessions(Sessions):  # type: ignore[misc, unused-ignore]
         count = 0
         for folder in self._sessions():
             info = self._described(folder)
-            unfinished = info is None and time.time() - folder.stat().st_mtime > UNFINISHED_S
+            unfinished = info is None and time.time() - _changed(folder) > UNFINISHED_S
             if unfinished or (info is not None and _expired(info)):
                 self.remove_session(folder.name)
                 count += 1
@@ -106,6 +106,14 @@ def _owner(info: SessionInfo) -> str:
 def _expired(info: SessionInfo) -> bool:
     """Also what was last used in a time to come: the clock was set back, and it would never go."""
     return bool(info.expiry > 0 and abs(time.time() - info.last_access_ts) > info.expiry)
+
+
+def _changed(folder: Path) -> float:
+    """When something came into the folder, or went; just now if it vanishes meanwhile: who removed it saw to it."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _size(folder: Path) -> int:

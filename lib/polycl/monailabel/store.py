@@ -102,6 +102,8 @@ class IndexedStore(LocalDatastore):  # type: ignore[misc, unused-ignore]
                 self._take_records(all_labels=True)
             if handler := getattr(self, "_handler", None):
                 handler.on_moved = self._on_moved
+                for name in ("on_created", "on_deleted", "on_modified", "on_moved"):
+                    setattr(handler, name, _surviving(getattr(handler, name)))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Save a label that no person has seen, as a model's reply; see `keep_label` for what an annotator sends."""
@@ -312,6 +314,18 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _surviving(heed: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`heed` what changed in the folder. What fails is logged: an exception would end the watching for good."""
+
+    def heeded(event: Any) -> None:
+        try:
+            heed(event)
+        except Exception as error:  # a full disk, a folder gone: whatever it is, the next change may go well
+            logger.error("a change in the folder of studies was not taken in: %s", type(error).__name__)
+
+    return heeded
 
 
 def _in_turn(method: Callable[..., Any], *, changes: bool) -> Callable[..., Any]:
