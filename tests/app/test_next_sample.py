@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from polycl.errors import NotFoundError
 from polycl.monailabel.scoring import images_of, scores_of
 from polycl.settings import Settings
 from polycl.volume import Volume, read_volume, write_volume
+from waiting import until
 
 pytestmark = pytest.mark.app
 
@@ -48,13 +47,6 @@ def fresh(client: TestClient) -> None:
     until(lambda: app.scores.progress().done == len(AFFINES) and "broken" in app.scores.progress().skipped)
     for image in app.leases.held():
         app.leases.release(image)
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
 
 
 def ask(client: TestClient, strategy: str, who: str | None = None) -> Any:

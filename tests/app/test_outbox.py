@@ -3,28 +3,24 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import requests
 
+import waiting
 from polycl.errors import InputError
 from polycl.monailabel import outbox
 from polycl.monailabel.outbox import Entry, Outbox
+
+eventually = partial(waiting.until, seconds=10)
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(30)]
 
 
 def entry(version: int = 1, image: str = "1.2") -> Entry:
     return Entry(image=image, tag="final", version=version)
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until, "it never came about"
-        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)

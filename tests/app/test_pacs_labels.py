@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from monailabel.interfaces.utils.app import app_instance
 from replies import refused
 from starlette.testclient import TestClient
 
+import waiting
 from polycl.dicomseg import Algorithm, Identity, Segment, SourceSeries, make_seg, read_seg
 from polycl.labels.library import final_labels
 from polycl.monailabel import outbox, pacs
 from polycl.monailabel.pacs import PacsStore
 from polycl.phantom import make_phantom, write_dicom_series
 from polycl.volume import Volume, read_segments, read_volume, write_volume
+
+eventually = partial(waiting.until, seconds=15)
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(60)]
 
@@ -53,14 +57,6 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> list[Path]:
     seed = abs(hash(request.node.name)) % 100_000
     image = make_phantom(0, shape=(36, 28, 5), spacing=(10.0, 10.0, 20.0)).image
     return write_dicom_series(image, tmp_path / "ct", seed=seed, decreasing=request.param)
-
-
-def eventually(condition: Callable[[], Any]) -> Any:
-    until = time.monotonic() + 15
-    while not (result := condition()):
-        assert time.monotonic() < until, "it never came about"
-        time.sleep(0.05)
-    return result
 
 
 def painted(client: TestClient, uid: str, folder: Path, value: int = 2) -> Volume:

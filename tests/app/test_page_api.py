@@ -7,8 +7,6 @@ import io
 import json
 import os
 import re
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from polycl.server import overview, pages
 from polycl.server.pages import install
 from polycl.settings import Settings
 from polycl.volume import Volume, write_volume
+from waiting import until
 
 pytestmark = pytest.mark.app
 
@@ -92,13 +91,6 @@ def post(client: TestClient, path: str, body: object, **headers: str) -> Any:
     return client.post(
         f"/polycl/api/{path}", json=body, headers={name.replace("_", "-"): v for name, v in headers.items()}
     )
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
 
 
 def test_the_page_needs_nothing_but_itself(client: TestClient) -> None:

@@ -19,6 +19,7 @@ from polycl.labels.library import Library, final_labels
 from polycl.monailabel.store import IMAGE_PATTERNS, LocalStore
 from polycl.settings import Settings
 from polycl.volume import Volume, read_volume, write_volume
+from waiting import until
 
 pytestmark = pytest.mark.app
 
@@ -339,18 +340,10 @@ def test_the_folder_is_watched_on_after_a_change_that_could_not_be_taken_in(
         fault.setattr(store, "refresh", full)
         write_volume(Volume(ct(1), AFFINES["lps"]), folder / "c.nii.gz")
         assert failed.wait(10)
-    assert wait_for(lambda: "not taken in: OSError" in caplog.text)
+    until(lambda: "not taken in: OSError" in caplog.text, seconds=10)
     assert "patient name" not in caplog.text
     write_volume(Volume(ct(2), AFFINES["lps"]), folder / "d.nii.gz")
-    assert wait_for(lambda: {"c", "d"} <= set(store.list_images()))
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether it happens in that time."""
-    until = time.monotonic() + seconds
-    while not happened() and time.monotonic() < until:
-        time.sleep(0.02)
-    return happened()
+    until(lambda: {"c", "d"} <= set(store.list_images()), seconds=10)
 
 
 def keep(store: LocalStore, label: np.ndarray, image: str = "a", who: str = "ann") -> None:

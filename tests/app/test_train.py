@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import pytest
 from starlette.testclient import TestClient
 from tiny_images import AFFINES, ct
 
+import waiting
 from polycl import checkpoints
 from polycl.learning.versions import Version, Versions
 from polycl.segmenter import Segmenter
 from polycl.settings import Settings
 from polycl.volume import Volume, read_volume, write_volume
+
+until = partial(waiting.until, seconds=200)
 
 pytestmark = pytest.mark.app
 
@@ -214,13 +218,6 @@ def save(client: TestClient, studies: Path, image: str) -> None:
     assert response.status_code == 200, response.text
 
 
-def until(condition: Any, seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 def test_labels_saved_train_a_version_that_is_served_at_once(
     client: TestClient, versions: Versions, studies: Path, settings: Settings
@@ -282,5 +279,5 @@ def test_training_starts_by_itself_after_enough_labels(
         assert count < 3
     for image in CASES[2:]:
         save(client, studies, image)
-    until(lambda: started, 20)
+    until(lambda: started, seconds=20)
     assert set(started) == {"tiny"}

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import waiting
 from polycl import checkpoints
 from polycl.acquisition import ahead, measures, selection
 from polycl.acquisition.ahead import Image, Model, ScoresAhead
@@ -26,6 +28,8 @@ from polycl.phantom import make_phantom
 from polycl.segmenter import Segmenter
 from polycl.segmenter.inference import BATCH_PIXELS
 from polycl.volume import Volume, read_volume, write_volume
+
+until = partial(waiting.until, seconds=30)
 
 pytestmark = pytest.mark.unit
 
@@ -473,10 +477,3 @@ def test_without_a_model_nothing_is_chosen(tmp_path: Path) -> None:
     scored.look()
     assert scored.choose("mixed", ["a"], 1) == []
     assert scored.progress() == ahead.Progress("", 0, 0, {})
-
-
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +33,7 @@ from polycl.learning.versions import Versions
 from polycl.learning.worker import BUSY, carry_out
 from polycl.segmenter.network import SegmentationNetwork
 from polycl.settings import Settings
+from waiting import until
 
 pytestmark = pytest.mark.unit
 
@@ -314,13 +314,6 @@ def serving(settings: Settings) -> Iterator[Callable[[], Trainer]]:
     yield make
     for one in made:
         one.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
 
 
 def test_a_run_needs_labels_and_a_segmenter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -25,11 +25,8 @@ def read_encoder(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     header, weights = checkpoints.load(path)
     if header.kind == "segmenter":
         weights = {name.removeprefix(PREFIX): one for name, one in weights.items() if name.startswith(PREFIX)}
-    with torch.device("meta"):
-        encoder = build_encoder(header.network)
     own = {name: one for name, one in weights.items() if not name.startswith(DECODER)}
-    if _shapes(encoder.state_dict()) != _shapes(own):
-        raise ModelError(f"the weights in {path.name} do not fit the encoder that its header describes")
+    _require_fit(path, own, "encoder", lambda: build_encoder(header.network))
     return header, weights
 
 
@@ -38,10 +35,7 @@ def read_segmenter(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     header, weights = checkpoints.load(path)
     if header.kind != "segmenter":
         raise ModelError(f"{path.name} holds an {header.kind}, no segmenter; give it as --encoder")
-    with torch.device("meta"):
-        network = SegmentationNetwork(header.network)
-    if _shapes(network.state_dict()) != _shapes(weights):
-        raise ModelError(f"the weights in {path.name} do not fit the network that its header describes")
+    _require_fit(path, weights, "network", lambda: SegmentationNetwork(header.network))
     return header, weights
 
 
@@ -54,6 +48,13 @@ def start_from(network: SegmentationNetwork, weights: Mapping[str, torch.Tensor]
     _load(network.encoder, {name: one for name, one in weights.items() if not name.startswith(DECODER)})
     if decoder:
         _load(network.decoder.levels, {name.removeprefix("levels."): one for name, one in decoder.items()})
+
+
+def _require_fit(path: Path, weights: Mapping[str, torch.Tensor], what: str, build: Callable[[], nn.Module]) -> None:
+    with torch.device("meta"):
+        described = build()
+    if _shapes(described.state_dict()) != _shapes(weights):
+        raise ModelError(f"the weights in {path.name} do not fit the {what} that its header describes")
 
 
 def _load(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
