@@ -243,6 +243,14 @@ def test_a_norm_that_the_encoder_has_not_is_refused(dataset: Path, tmp_path: Pat
     assert message == "e.safetensors has batch norm, not instance; leave --norm out to take it over"
 
 
+def test_an_encoder_by_an_unknown_name_is_refused(dataset: Path, tmp_path: Path) -> None:
+    message = refusal(
+        "finetune", dataset, "--target", "organ=7", "--encoder", "resnet", "-o", tmp_path / "m.safetensors"
+    )
+    assert "no model is called 'resnet'; there are: " in message
+    assert "polycl-liver" in message
+
+
 def test_slices_and_scans_are_not_both_given(dataset: Path, tmp_path: Path) -> None:
     given = ("finetune", dataset, "--target", "organ=7", "-o", tmp_path / "m.safetensors")
     assert "not both" in refusal(*given, "--slices", 1, "--scans", 1)
@@ -265,6 +273,29 @@ def test_absent_slices_are_those_without_the_target(dataset: Path) -> None:
     assert absent
     assert not any(one.classes.any() for one in absent)
     assert len(absent) == sum(not one.classes.any() for one in whole.slices)
+
+
+def test_what_is_outlined_is_the_rest_that_holds_a_target(dataset: Path, tmp_path: Path) -> None:
+    from polycl.cli.finetune import _data, _few, _rest
+
+    whole = _data(dataset, [Target("organ", (7,))], None, None, [])
+    few = _few(whole, 2, None, 0, absent=True)
+    rest = _rest(whole, few, 1000, 0)
+    assert all(one.classes.any() for one in rest)
+    assert {id(one) for one in (*rest, *few.slices)} == {id(one) for one in whole.slices if one.classes.any()}
+    assert len(_rest(whole, few, 1, 0)) == 1
+    assert _rest(whole, few, 0, 0) == []
+    given = ("finetune", dataset, "--target", "organ=7", "-o", tmp_path / "m.safetensors", "--outline", 5)
+    assert "--outline needs --slices or --scans" in refusal(*given)
+
+
+@pytest.mark.slow
+def test_a_network_learns_from_its_own_outlines(dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    given = ("finetune", dataset, "--target", "organ=7", "-o", output, "--slices", 2, "--absent", "--outline", 3)
+    assert polycl(*given, "--steps", 1, "--batch", 2).exit_code == 0
+    assert checkpoints.load(output)[0].labels == {"organ": 1}
+    assert not list(tmp_path.glob("m.first*"))
 
 
 @pytest.mark.slow

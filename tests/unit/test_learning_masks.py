@@ -208,3 +208,14 @@ def test_labels_are_split_by_patient_in_the_order_they_were_saved(tmp_path: Path
     assert [one.record.image for one in validation] == ["case_4", "case_3", "case_0"]
     assert [one.record.image for one in train] == ["case_6", "case_5", "case_2", "case_1"]
     assert not {one.patient for one in train} & {one.patient for one in validation}
+
+
+def test_the_weight_of_the_background_grows_to_that_of_all_else() -> None:
+    schedule = Schedule(steps=100, background=0.01, tighten=0.5)
+    assert [schedule.background_at(step) for step in (0, 25, 50, 99)] == pytest.approx([0.01, 0.1, 1, 1])
+    assert {Schedule(background=0.1).background_at(step) for step in (0, 2999)} == {0.1}
+    # sure of a target where there is background: the loss that this costs is what the weight scales
+    logits, ids = torch.tensor([[[[0.0]], [[4.0]]]]), torch.zeros(1, 1, 1, 1, dtype=torch.long)
+    pair = torch.cat([logits, logits], dim=3), torch.cat([ids, ids + 1], dim=3)
+    costs = [schedule.criterion(2, step)(*pair) for step in (0, 25, 50)]
+    assert costs[0] < costs[1] < costs[2]

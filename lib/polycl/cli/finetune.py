@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from polycl.checkpoints import Header, NetworkConfig
+    from polycl.dataset import LabelledSlice
     from polycl.segmenter.training import Report, TrainingData
 
 NEGATIVE_EVERY = 6
@@ -41,12 +42,18 @@ def finetune(
     batch: Annotated[int, typer.Option(min=1)] = 8,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a training crop, a multiple of 16.")] = 192,
     spacing: Annotated[float, typer.Option(min=0.1, help="In-plane pixel spacing of the network, mm.")] = 1.5,
-    encoder: Annotated[Path | None, typer.Option(help="Checkpoint of polycl pretrain, or a segmenter.")] = None,
-    start: Annotated[Path | None, typer.Option(help="A segmenter with as many labels to go on from, whole.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Name or checkpoint of an encoder, or of a segmenter.")] = None,
+    start: Annotated[str | None, typer.Option(help="A segmenter with as many labels to go on from, whole.")] = None,
     slices: Annotated[int | None, typer.Option(min=1, help="Learn from so many slices with a target only.")] = None,
     scans: Annotated[int | None, typer.Option(min=1, help="Learn from so many scans with a target only.")] = None,
     absent: Annotated[bool, typer.Option("--absent", help="With few: all slices without a target, too.")] = False,
+    outline: Annotated[
+        int, typer.Option(min=0, help="With few: outline so many of the rest itself, told what is in each; learn on.")
+    ] = 0,
     background: Annotated[float, typer.Option(min=0, max=1, help="Its weight in cross entropy; 1 as all else.")] = 1.0,
+    tighten: Annotated[
+        float, typer.Option(min=0, max=1, help="Let that weight grow to 1 over this share of the steps.")
+    ] = 0.0,
     loss: Annotated[Literal["dice", "dice-ce"], typer.Option(help="Dice alone, or with cross entropy.")] = "dice-ce",
     learning_rate: Annotated[float, typer.Option(min=1e-6, max=1.0, help="The highest of the schedule.")] = 2e-3,
     freeze: Annotated[int, typer.Option(min=0, help="Steps for which the encoder keeps its weights.")] = 0,
@@ -61,31 +68,40 @@ def finetune(
     _check(size, output, encoder, start)
     settings = options.settings(device, precision)
     from polycl import devices
-    from polycl.segmenter import training
-    from polycl.segmenter.augment import Augmentation
+    from polycl.catalogue import Catalogue
+    from polycl.segmenter.training import Schedule
 
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
-    network, weights, parent = _start(encoder, start, architecture, norm, targets)
-    data = _few(_data(dataset, targets, train, validate, without), slices, scans, seed, absent=absent)
-    schedule = training.Schedule(
-        steps, batch, learning_rate, seed=seed, workers=workers, loss=loss, background=background, freeze=freeze
-    )
+    catalogue = Catalogue.default(settings)
+    origin, go_on = (None if name is None else catalogue.entry(name).path for name in (encoder, start))
+    network, weights, parent = _start(origin, go_on, architecture, norm, targets)
+    everything = _data(dataset, targets, train, validate, without)
+    data = _few(everything, slices, scans, seed, absent=absent)
+    rest = _rest(everything, data, outline, seed)
+    loss_options: dict[str, Any] = {"loss": loss, "background": background, "tighten": tighten}
+    schedule = Schedule(steps, batch, learning_rate, seed=seed, workers=workers, freeze=freeze, **loss_options)
     after = {"certain": certain, "smooth": smooth, "contrast": contrast}
-    with options.progress("Training steps") as bar:
-        best = training.finetune(
-            _header(network, targets, size, spacing, data, parent).model_copy(update=after),
-            _mirrored(data) if mirrored else data,
-            output,
-            schedule=schedule,
-            augmentation=Augmentation(),
-            **weights,
-            report=lambda now: _tell(now, bar),
-            where=devices.choose(settings.device, settings.precision),
-        )
+    header = _header(network, targets, size, spacing, data, parent).model_copy(update=after)
+    data = _mirrored(data) if mirrored else data
+    where = devices.choose(settings.device, settings.precision)
+    best = _learn(header, data, rest, output, {"schedule": schedule, "where": where, **weights})
     typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
 
 
-def _check(size: int, output: Path, encoder: Path | None, start: Path | None) -> None:
+def _learn(header: Header, data: TrainingData, rest: list[LabelledSlice], output: Path, given: dict[str, Any]) -> float:
+    """Train, with progress: twice if slices are left to be outlined in between. The best Dice on validation volumes."""
+    from polycl.segmenter.augment import Augmentation
+    from polycl.segmenter.self_training import finetune_twice
+    from polycl.segmenter.training import finetune
+
+    with options.progress("Training steps") as bar:
+        given = {**given, "augmentation": Augmentation(), "report": lambda now: _tell(now, bar)}
+        if rest:
+            return finetune_twice(header, data, rest, output, **given)
+        return finetune(header, data, output, **given)
+
+
+def _check(size: int, output: Path, encoder: str | None, start: str | None) -> None:
     if start is not None and encoder is not None:
         raise InputError("give --start or --encoder, not both")
     if size % 16:
@@ -150,6 +166,19 @@ def _few(data: TrainingData, slices: int | None, scans: int | None, seed: int, *
     if slices is not None:
         return replace(data, slices=draw_slices(data.slices, slices, seed))
     return data if scans is None else replace(data, slices=draw_scans(data.slices, scans, seed))
+
+
+def _rest(everything: TrainingData, few: TrainingData, count: int, seed: int) -> list[LabelledSlice]:
+    """`count` slices that hold a target and are not among the few, or all of those there are."""
+    from polycl.segmenter.budget import draw_slices
+
+    if not count:
+        return []
+    chosen = {id(one) for one in few.slices}
+    rest = [one for one in everything.slices if id(one) not in chosen and one.classes.any()]
+    if not rest:
+        raise InputError("--outline needs --slices or --scans; without them no slice is left to outline")
+    return draw_slices(rest, min(count, len(rest)), seed + 1)
 
 
 def _mirrored(data: TrainingData) -> TrainingData:

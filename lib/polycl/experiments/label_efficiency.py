@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from polycl import checkpoints
@@ -31,7 +30,7 @@ from polycl.experiments.tasks import Task
 from polycl.segmenter.augment import Augmentation
 from polycl.segmenter.budget import draw_slices
 from polycl.segmenter.inference import Segmenter
-from polycl.segmenter.self_training import outlined
+from polycl.segmenter.self_training import finetune_twice
 from polycl.segmenter.training import Schedule, TrainingData, finetune
 
 ALL = 0
@@ -57,23 +56,21 @@ class Tuning:
         absent: on slices known to hold no target too; the bits by which `organ` and `mixed` choose their examples say
             which those are.
         rounds: so many times as many steps as the plan has.
-        pseudo: in rounds of their own, from the second on also from slices that the network itself outlines
-            (`self_training`).
+        outline: after one such round so many slices are outlined by the network itself, and a second learns from these
+            too (`self_training.finetune_twice`).
     """
 
     absent: bool = False
     rounds: int = 1
-    pseudo: bool = False
+    outline: int = 0
 
 
 TUNINGS: dict[str, Tuning] = {
     "absent": Tuning(absent=True),
     "long": Tuning(rounds=2),
-    "self": Tuning(absent=True, rounds=2, pseudo=True),
+    "self": Tuning(absent=True, outline=400),
 }
 """By the ending of a method: `mixed-local-self` pre-trains as `mixed-local`."""
-PSEUDO = 400
-"""Slices that the network outlines for itself."""
 
 
 def parts(method: str) -> tuple[str, Tuning]:
@@ -84,7 +81,7 @@ def parts(method: str) -> tuple[str, Tuning]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each part trains. Rows of another plan are another experiment."""
+    """How long each part trains, and what the background weighs. Rows of another plan are another experiment."""
 
     pretrain_steps: int = 600
     pretrain_batch: int = 24
@@ -92,6 +89,7 @@ class Plan:
     finetune_batch: int = 8
     learning_rate: float = 2e-3
     background: float = 0.1
+    tighten: float = 0.6
 
     def schedule(self, seed: int, rounds: int) -> Schedule:
         """Fine-tuning for `rounds` times the steps."""
@@ -101,6 +99,7 @@ class Plan:
             batch=self.finetune_batch,
             learning_rate=self.learning_rate,
             background=self.background,
+            tighten=self.tighten,
             validate_every=steps,
             seed=seed,
         )
@@ -171,35 +170,21 @@ class Experiment:
         self, run: Run, tuning: Tuning, encoder: dict[str, torch.Tensor] | None, checkpoint: Path, report: Tell
     ) -> Segmenter:
         """Fine-tune as the method asks; the checkpoint holds the result."""
-        drawn, absent = self.drawn(run), [self.absent()] if tuning.absent else []
-        start: dict[str, torch.Tensor] | None = None
-        rounds = [1] * tuning.rounds if tuning.pseudo else [tuning.rounds]
-        for number, steps in enumerate(rounds):
-            if number:
-                encoder, start = None, checkpoints.load(checkpoint)[1]
-                own = self.pseudo(self._load(checkpoint), run.seed)
-                drawn = drawn * max(1, len(own) // len(drawn)) + own  # either half of what is seen
-            finetune(
-                self.header,
-                TrainingData(drawn, absent, []),
-                checkpoint,
-                schedule=self.plan.schedule(run.seed, steps),
-                augmentation=Augmentation(),
-                encoder=encoder,
-                start=start,
-                where=self.where,
-                report=lambda now: report("fine-tuning", now.step, now.steps),
-            )
-        return self._load(checkpoint)
-
-    def _load(self, checkpoint: Path) -> Segmenter:
+        data = TrainingData(self.drawn(run), [self.absent()] if tuning.absent else [], [])
+        common: dict[str, Any] = {
+            "augmentation": Augmentation(),
+            "encoder": encoder,
+            "where": self.where,
+            "report": lambda now: report("fine-tuning", now.step, now.steps),
+        }
+        if tuning.outline:
+            pool = self.pool()
+            unlabelled = draw_slices(pool, min(tuning.outline, len(pool)), run.seed + 1)
+            schedule = self.plan.schedule(run.seed, 1)
+            finetune_twice(self.header, data, unlabelled, checkpoint, schedule=schedule, **common)
+        else:
+            finetune(self.header, data, checkpoint, schedule=self.plan.schedule(run.seed, tuning.rounds), **common)
         return Segmenter.load(checkpoint, device=str(self.where.device), precision=self.where.precision)
-
-    def pseudo(self, segmenter: Segmenter, seed: int) -> list[LabelledSlice]:
-        """Some of the training slices that hold a target, as the segmenter outlines them, told what each holds."""
-        pool = self.pool()
-        chosen = draw_slices(pool, min(PSEUDO, len(pool)), seed + 1)
-        return outlined(segmenter, [(one, set(np.unique(one.classes).tolist()) - {0}) for one in chosen])
 
     def pool(self) -> list[LabelledSlice]:
         """Every training slice that holds a target, in a fixed order."""

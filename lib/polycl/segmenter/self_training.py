@@ -7,22 +7,85 @@ not found stays unknown, so that no loss pulls at it (`polycl.segmenter.training
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from polycl import checkpoints
+from polycl.checkpoints import Header
 from polycl.dataset import LabelledSlice
+from polycl.devices import Device
+from polycl.segmenter.augment import Augmentation
 from polycl.segmenter.inference import Segmenter
 from polycl.segmenter.network import STRIDE
-from polycl.segmenter.training import NEVER
+from polycl.segmenter.training import NEVER, Report, Schedule, TrainingData, finetune
 from polycl.slices import SliceGrid
 from polycl.volume import Volume
 
 THICKNESS = 1.0
 """A slice by itself has none; it needs a number to be a volume, which nothing reads."""
+
+OWN_WORTH = 10
+"""What its own outlines weigh together, in labelled slices: their share falls as labels grow, which are better."""
+
+
+def finetune_twice(
+    header: Header,
+    data: TrainingData,
+    unlabelled: Sequence[LabelledSlice],
+    output: Path,
+    *,
+    schedule: Schedule,
+    augmentation: Augmentation,
+    encoder: dict[str, torch.Tensor] | None = None,
+    start: dict[str, torch.Tensor] | None = None,
+    where: Device,
+    report: Callable[[Report], None] = lambda _: None,
+) -> float:
+    """`finetune`, then outline `unlabelled`, and as many steps again on these and the labelled slices.
+
+    Of the labels of `unlabelled` only which classes are in each slice is looked at. A run that was killed goes on where
+    it was. Returns the best Dice of the second round on `data.validation`.
+    """
+    first = output.with_suffix(".first.safetensors")
+    if not first.is_file():
+        part = output.with_suffix(".part.safetensors")
+        before = _reporting(report, schedule.steps, 0)
+        finetune(
+            header,
+            data,
+            part,
+            schedule=schedule,
+            augmentation=augmentation,
+            encoder=encoder,
+            start=start,
+            where=where,
+            report=before,
+        )
+        part.rename(first)
+    teacher = Segmenter.load(first, device=str(where.device), precision=where.precision)
+    own = outlined(teacher, [(one, set(np.unique(one.classes).tolist()) - {0}) for one in unlabelled])
+    best = finetune(
+        header,
+        replace(data, slices=[*data.slices] * max(1, len(own) // OWN_WORTH) + own),
+        output,
+        schedule=schedule,
+        augmentation=augmentation,
+        start=checkpoints.load(first)[1],
+        where=where,
+        report=_reporting(report, schedule.steps, schedule.steps),
+    )
+    first.unlink()
+    return best
+
+
+def _reporting(report: Callable[[Report], None], steps: int, before: int) -> Callable[[Report], None]:
+    """Tell of one round of `steps` as part of two, `before` steps having been done before it."""
+    return lambda now: report(replace(now, step=now.step + before, steps=2 * steps))
 
 
 def outlined(segmenter: Segmenter, slices: Iterable[tuple[LabelledSlice, Collection[int]]]) -> list[LabelledSlice]:

@@ -51,7 +51,8 @@ class Schedule:
     """How long and how fast to train, and by which loss; the encoder keeps its weights for the first `freeze` steps.
 
     In cross-entropy a background pixel counts `background` times another. With few steps and small organs a low number
-    keeps an organ from being lost at once: the gradient of its Dice vanishes with its probability.
+    keeps an organ from being lost at once: the gradient of its Dice vanishes with its probability. But outlines become
+    too wide by it, so it may grow, by equal factors, to 1 over the first `tighten` of the steps (0: it stays).
 
     What a run needs to go on is written with each validation and every `keep_every` steps; 0 for no more than that.
     """
@@ -68,16 +69,22 @@ class Schedule:
     workers: int = 0
     loss: Literal["dice", "dice-ce"] = "dice-ce"
     background: float = 1.0
+    tighten: float = 0.0
     freeze: int = 0
     keep_every: int = 0
 
-    def criterion(self, classes: int) -> nn.Module:
-        """Loss of logits `[B, classes, X, Y]` and class ids `[B, 1, X, Y]`."""
+    def criterion(self, classes: int, step: int = 0) -> nn.Module:
+        """Loss at a step of logits `[B, classes, X, Y]` and class ids `[B, 1, X, Y]`."""
         if self.loss == "dice":
             return DiceLoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
         weight = torch.ones(classes)
-        weight[0] = self.background
+        weight[0] = self.background_at(step)
         return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True, weight=weight)
+
+    def background_at(self, step: int) -> float:
+        """What a background pixel counts at a step."""
+        done = min(1.0, step / (self.tighten * self.steps)) if self.tighten else 0.0
+        return self.background ** (1 - done)
 
     def rate(self, step: int) -> float:
         """Share of the peak learning rate at a step."""
@@ -141,7 +148,6 @@ def finetune(
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     model, optimiser = fabric.setup(network, optimiser)
     average = AveragedModel(network, multi_avg_fn=exponential_average(schedule.average), use_buffers=True)
-    criterion = schedule.criterion(header.network.classes).to(fabric.device)
     judge = judge or (lambda segmenter: evaluate(segmenter, data.validation))
     state = _State(output.with_suffix(".resume"), network, average, optimiser)
     state.restore(fabric.device)
@@ -150,6 +156,7 @@ def finetune(
     for step, (images, classes, known) in enumerate(loader, start=first):
         _prepare(network, optimiser, schedule, step)
         logits = model(images.contiguous(memory_format=torch.channels_last)).float()
+        criterion = schedule.criterion(header.network.classes, step).to(fabric.device)
         loss = criterion(marginal(logits, known), classes)
         fabric.backward(loss)
         optimiser.step()
