@@ -56,7 +56,7 @@ def test_tables_have_a_row_a_method_and_a_column_a_budget() -> None:
     assert lines[0] == "| method | 10 slices | all slices |"
     assert lines[2] == "| none | 0.400 ± 0.000 (2) |  |"
     assert lines[3] == "| mixed | 0.550 ± 0.071 (2) | 1.000 (1) |"
-    assert "+0.150" in report.differences(ROWS, "test", ["none", "mixed"])
+    assert "+0.150" in report.differences(ROWS, "test", ["none", "mixed"], "none")
     assert "|  |" in report.table(ROWS, "test", ["none"], "hd95_mm")
 
 
@@ -115,7 +115,7 @@ def test_collapse_is_told_of_each_norm_and_pooling(data: Path, tmp_path: Path) -
     plan = Plan(pretrain_steps=12, pretrain_batch=8)
     study = Experiment(small, plan, tmp_path / "rows.jsonl", tmp_path / "cache", devices.choose("cpu", "fp32"))
     views, recipe = study.views("scan", 0), study.recipe("scan", 0)
-    outcomes = collapse.compare(small.preprocessing, views, recipe, study.where, tmp_path)
+    outcomes = collapse.compare(small.coarse, views, recipe, study.where, tmp_path)
     assert len({(one.norm, one.pooling) for one in outcomes}) == 6
     assert all(0 <= one.spread <= 1 and 1 <= one.rank <= 24 and one.loss >= 0 for one in outcomes)
     assert len(collapse.table(outcomes).splitlines()) == 2 + 6

@@ -77,8 +77,10 @@ def _write(experiment: Experiment, task: Task, output: Path) -> None:
         for figure, title in report.FIGURES.items():
             parts.append(f"{title}, mean ± standard deviation over seeds (how many):\n\n")
             parts.append(report.table(rows, domain, methods, figure) + "\n")
-        parts.append("Dice against no pre-training, the same slices and seed (Wilcoxon's p over patients):\n\n")
-        parts.append(report.differences(rows, domain, methods) + "\n")
+        for baseline, title in report.BASELINES.items():
+            if baseline in methods:
+                parts.append(f"Dice less that of {title}, the same slices and seed (Wilcoxon's p over patients):\n\n")
+                parts.append(report.differences(rows, domain, methods, baseline) + "\n")
     page = output / f"label-efficiency-{task.name}.md"
     write_atomically(page, "\n".join(parts).encode())
     typer.echo(f"{page}: {len(rows)} runs")

@@ -38,7 +38,7 @@ def collapse(
     study = Experiment(found, plan, output / f"collapse-{task}.jsonl", settings.cache / "experiments", where)
     with TemporaryDirectory() as scratch, options.progress("Pre-training") as bar:
         outcomes = experiment.compare(
-            found.preprocessing,
+            found.coarse,
             study.views(method, seed),
             study.recipe(method, seed),
             where,

@@ -128,7 +128,7 @@ class Experiment:
         self.encoders = cache / "encoders"
         self.header = Header(
             network=NetworkConfig(classes=len(task.targets) + 1),
-            preprocessing=task.preprocessing,
+            preprocessing=task.coarse,
             labels=task.labels,
             largest=dict.fromkeys(task.labels, 1),
         )
@@ -232,7 +232,7 @@ class Experiment:
 
     def views(self, method: str, seed: int) -> Views:
         """Examples from the training images; presence is that of any target."""
-        store = SliceStore.build(self.task.train, self.task.preprocessing, self._cache / "slices", strict=True)
+        store = SliceStore.build(self.task.train, self.task.coarse, self._cache / "slices", strict=True)
         strategy = method.partition("-")[0]
         if strategy == "simclr":
             return Views(store, None, seed=seed)

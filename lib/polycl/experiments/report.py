@@ -18,7 +18,7 @@ from polycl.experiments.label_efficiency import ALL
 from polycl.files import write_atomically
 
 FIGURES = {"dice": "Dice", "hd95_mm": "HD95, mm", "surface_dice": "surface Dice (2 mm)"}
-BASELINE = "none"
+BASELINES = {"none": "no pre-training", "simclr": "SimCLR"}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -95,7 +95,7 @@ def table(rows: Rows, domain: str, methods: Sequence[str], figure: str) -> str:
     return "\n".join(lines)
 
 
-def differences(rows: Rows, domain: str, methods: Sequence[str], baseline: str = BASELINE) -> str:
+def differences(rows: Rows, domain: str, methods: Sequence[str], baseline: str) -> str:
     """Mean Dice difference to the baseline and the paired test's p, by method and budget."""
     budgets = _budgets(rows)
     head = f"| method less {baseline} | " + " | ".join(_name(budget) for budget in budgets) + " |"

@@ -22,6 +22,8 @@ class Task:
         targets: the network's labels, in the training cases' ids.
         train: cases to learn from, with or without their labels.
         tests: scored cases by domain.
+        preprocessing: the grid where few networks are trained.
+        coarse: the grid where hundreds are, to compare ways of training them.
         methods: those that the data can serve.
         budgets: labelled slices.
     """
@@ -31,6 +33,7 @@ class Task:
     train: tuple[Case, ...]
     tests: dict[str, tuple[Scored, ...]]
     preprocessing: Preprocessing
+    coarse: Preprocessing
     methods: tuple[str, ...]
     budgets: tuple[int, ...]
 
@@ -49,6 +52,7 @@ def headneck(data: Path, *, patients: int | None = None) -> Task:
         train=tuple(cases[:80][:patients]),
         tests={"in domain": tuple((case, targets) for case in cases[-30:][:patients])},
         preprocessing=Preprocessing(size=64, spacing=4.0),
+        coarse=Preprocessing(size=64, spacing=4.0),
         methods=(
             *("none", "none-long", "none-absent", "none-self", "simclr", "scan", "organ", "mixed", "mixed-self"),
             *("mixed-local", "mixed-local-absent"),
@@ -76,6 +80,7 @@ def liver(data: Path, *, patients: int | None = None) -> Task:
             ),
         },
         preprocessing=Preprocessing(size=128, spacing=3.0),
+        coarse=Preprocessing(size=64, spacing=5.0),
         methods=("none", "simclr", "scan", "scan-local"),
         budgets=(10, 25, 50, 100),
     )
