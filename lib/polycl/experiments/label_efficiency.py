@@ -58,16 +58,19 @@ class Tuning:
         rounds: so many times as many steps as the plan has.
         outline: after one such round so many slices are outlined by the network itself, and a second learns from these
             too (`self_training.finetune_twice`).
+        freeze: the encoder keeps its weights for so many steps.
     """
 
     absent: bool = False
     rounds: int = 1
     outline: int = 0
+    freeze: int = 0
 
 
 TUNINGS: dict[str, Tuning] = {
     "absent": Tuning(absent=True),
     "long": Tuning(rounds=2),
+    "frozen": Tuning(freeze=200),
     "self": Tuning(absent=True, outline=400),
 }
 """By the ending of a method: `mixed-local-self` pre-trains as `mixed-local`."""
@@ -91,9 +94,9 @@ class Plan:
     background: float = 0.1
     tighten: float = 0.6
 
-    def schedule(self, seed: int, rounds: int) -> Schedule:
-        """Fine-tuning for `rounds` times the steps."""
-        steps = self.finetune_steps * rounds
+    def schedule(self, seed: int, tuning: Tuning) -> Schedule:
+        """How a method fine-tunes."""
+        steps = self.finetune_steps * tuning.rounds
         return Schedule(
             steps=steps,
             batch=self.finetune_batch,
@@ -102,6 +105,7 @@ class Plan:
             tighten=self.tighten,
             validate_every=steps,
             seed=seed,
+            freeze=tuning.freeze,
         )
 
 
@@ -174,16 +178,16 @@ class Experiment:
         common: dict[str, Any] = {
             "augmentation": Augmentation(),
             "encoder": encoder,
+            "schedule": self.plan.schedule(run.seed, tuning),
             "where": self.where,
             "report": lambda now: report("fine-tuning", now.step, now.steps),
         }
         if tuning.outline:
             pool = self.pool()
             unlabelled = draw_slices(pool, min(tuning.outline, len(pool)), run.seed + 1)
-            schedule = self.plan.schedule(run.seed, 1)
-            finetune_twice(self.header, data, unlabelled, checkpoint, schedule=schedule, **common)
+            finetune_twice(self.header, data, unlabelled, checkpoint, **common)
         else:
-            finetune(self.header, data, checkpoint, schedule=self.plan.schedule(run.seed, tuning.rounds), **common)
+            finetune(self.header, data, checkpoint, **common)
         return Segmenter.load(checkpoint, device=str(self.where.device), precision=self.where.precision)
 
     def pool(self) -> list[LabelledSlice]:

@@ -54,8 +54,8 @@ def headneck(data: Path, *, patients: int | None = None) -> Task:
         preprocessing=Preprocessing(size=64, spacing=4.0),
         coarse=Preprocessing(size=64, spacing=4.0),
         methods=(
-            *("none", "none-long", "none-absent", "none-self", "simclr", "scan", "organ", "mixed", "mixed-self"),
-            *("mixed-local", "mixed-local-absent"),
+            *("none", "none-long", "none-absent", "none-self", "simclr", "scan", "organ", "mixed", "mixed-frozen"),
+            *("mixed-self", "mixed-local", "mixed-local-absent"),
         ),
         budgets=(10, 25, 50, 100),
     )
