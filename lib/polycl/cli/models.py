@@ -39,8 +39,10 @@ def list_(as_json: options.Json = False) -> None:
     if as_json:
         options.print_json({"models": rows})
         return
+    width = max(len(row["name"]) for row in rows)
     for row in rows:
-        typer.echo(f"{row['name']:<20} {row['kind']:<10} {'here' if row['here'] else 'missing':<8} {row['summary']}")
+        state = "here" if row["here"] else "missing"
+        typer.echo(f"{row['name']:<{width}} {row['kind']:<10} {state:<8} {row['summary']}")
         for line in versions.lines(row) if "versions" in row else ():
             typer.echo(line)
 
