@@ -85,7 +85,16 @@ def test_a_small_form_runs_resumes_and_reports(data: Path, tmp_path: Path) -> No
     plan = Plan(pretrain_steps=2, pretrain_batch=4, finetune_steps=2, finetune_batch=2)
     results = tmp_path / "rows.jsonl"
     experiment = Experiment(small, plan, results, tmp_path / "cache", devices.choose("cpu", "fp32"))
-    methods = ("none", "none-long", "simclr", "mixed", "mixed-frozen", "mixed-local", "mixed-local-absent", "mixed-self")
+    methods = (
+        "none",
+        "none-long",
+        "simclr",
+        "mixed",
+        "mixed-frozen",
+        "mixed-local",
+        "mixed-local-absent",
+        "mixed-self",
+    )
     wanted = runs(small, 1, methods, (3,))
     for run in experiment.missing(wanted):
         experiment.run(run)
