@@ -112,3 +112,14 @@ def test_both_rounds_go_on_where_they_were(slices: list[LabelledSlice], tmp_path
     cut = twice(labelled, rest, tmp_path / "cut.safetensors")
     assert all(torch.equal(cut[name], whole[name]) for name in whole)
     assert {file.name for file in tmp_path.iterdir()} == {"whole.safetensors", "cut.safetensors"}
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.2), (0.2, 0.9)])
+def test_the_better_round_is_kept(
+    slices: list[LabelledSlice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: tuple[float, float]
+) -> None:
+    left = [score for score in scores for _ in range(STEPS // 3)]
+    monkeypatch.setattr("polycl.segmenter.training.evaluate", lambda *_: left.pop(0))
+    twice([painted(slices[2], 20)], [painted(one, 20) for one in slices[3:]], tmp_path / "m.safetensors")
+    assert checkpoints.load(tmp_path / "m.safetensors")[0].provenance.figures["validation_dice"] == max(scores)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]

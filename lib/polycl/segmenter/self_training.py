@@ -49,12 +49,12 @@ def finetune_twice(
     """`finetune`, then outline `unlabelled`, and as many steps again on these and the labelled slices.
 
     Of the labels of `unlabelled` only which classes are in each slice is looked at. A run that was killed goes on where
-    it was. Returns the best Dice of the second round on `data.validation`.
+    it was. `output` has the weights with the best Dice on `data.validation` of both rounds, and of the second where
+    there is none. Returns that Dice.
     """
     first = output.with_suffix(".first.safetensors")
     if not first.is_file():
         part = output.with_suffix(".part.safetensors")
-        before = _reporting(report, schedule.steps, 0)
         finetune(
             header,
             data,
@@ -64,7 +64,7 @@ def finetune_twice(
             encoder=encoder,
             start=start,
             where=where,
-            report=before,
+            report=_reporting(report, schedule.steps, 0),
         )
         part.rename(first)
     teacher = Segmenter.load(first, device=str(where.device), precision=where.precision)
@@ -79,6 +79,10 @@ def finetune_twice(
         where=where,
         report=_reporting(report, schedule.steps, schedule.steps),
     )
+    before = checkpoints.load(first)[0].provenance.figures.get("validation_dice", 0.0)
+    if before > best:
+        first.replace(output)
+        return before
     first.unlink()
     return best
 
