@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
 from polycl.errors import ModelError
@@ -40,6 +40,7 @@ class NetworkConfig(Typed):
     negative_slope: float = 0.2
     dropout: float = 0.0
     classes: int = Field(default=2, ge=2, le=256)
+    channels: int = Field(default=1, ge=1, le=9, description="images of one input: the slice, and those beside it")
 
 
 class Preprocessing(Typed):
@@ -48,6 +49,9 @@ class Preprocessing(Typed):
     window: Window = Window(level=40, width=400)
     spacing: float = Field(default=1.5, gt=0, description="in-plane pixel spacing, mm")
     size: int = Field(default=256, gt=0, description="pixels a side of a training crop")
+    beside: tuple[Annotated[float, Field(gt=0, le=50)], ...] = Field(
+        default=(), max_length=4, description="mm; what lies so far below and above a slice is seen with it"
+    )
 
 
 class Provenance(Typed):
@@ -86,6 +90,12 @@ class Header(Typed):
         description="the window is so many times narrower when the segmenter is used than when it was trained",
     )
     provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> Self:
+        if self.network.channels != 1 + 2 * len(self.preprocessing.beside):
+            raise ValueError(f"{self.network.channels} channels do not fit {len(self.preprocessing.beside)} beside")
+        return self
 
 
 def save(path: Path, weights: Mapping[str, torch.Tensor], header: BaseModel, *, key: str = METADATA_KEY) -> str:

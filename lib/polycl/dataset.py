@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.errors import InputError, NotFoundError
+from polycl.neighbours import neighbours
 from polycl.volume import Volume, read_volume
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
@@ -92,6 +93,7 @@ class LabelledSlice:
     """One axial slice: HU `[X, Y]`, class ids `[X, Y]` (0 is background), pixel spacing in mm, and its origin.
 
     `known` names the classes that the label tells of; where it is background, any other may be. None stands for all.
+    `beside` has what a network sees with it, in the order of `polycl.neighbours`: HU `[X, Y]` each.
     """
 
     hu: NDArray[np.int16]
@@ -100,19 +102,24 @@ class LabelledSlice:
     case: str
     index: int
     known: tuple[int, ...] | None = None
+    beside: tuple[NDArray[np.int16], ...] = ()
 
 
-def labelled_slices(cases: Sequence[Case], targets: Sequence[Target], *, every: int = 1) -> Iterator[LabelledSlice]:
+def labelled_slices(
+    cases: Sequence[Case], targets: Sequence[Target], *, every: int = 1, beside: Sequence[float] = ()
+) -> Iterator[LabelledSlice]:
     """Each `every`-th slice of the cases, label ids mapped to 1..N in the order of `targets`.
 
-    Cases without a label are taken to hold none of the targets.
+    Cases without a label are taken to hold none of the targets. With each comes what lies so many mm `beside` it.
     """
     table = np.zeros(256, dtype=np.uint8)
     for class_id, target in enumerate(targets, start=1):
         table[list(target.ids)] = class_id
     for case in cases:
         image, label = case.read()
+        slices = np.ascontiguousarray(np.moveaxis(image.voxels, 2, 0)).astype(np.int16)
         for z in range(0, image.shape[2], every):
-            hu = np.ascontiguousarray(image.voxels[:, :, z]).astype(np.int16)
+            hu, *others = (slices[number] for number in neighbours(z, image, beside))
             classes = np.zeros(hu.shape, np.uint8) if label is None else table[label.voxels[:, :, z].astype(np.uint8)]
-            yield LabelledSlice(hu, classes, (image.spacing[0], image.spacing[1]), case.name, z)
+            spacing = image.spacing[0], image.spacing[1]
+            yield LabelledSlice(hu, classes, spacing, case.name, z, beside=tuple(others))

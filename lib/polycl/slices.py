@@ -6,6 +6,7 @@ mapping for one volume; it touches a batch of slices at a time, so memory does n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from polycl.errors import InputError
+from polycl.neighbours import neighbours
 from polycl.volume import Volume
 from polycl.window import Window
 
@@ -52,15 +54,23 @@ class SliceGrid:
         padded = tuple(-(-side // stride) * stride for side in size)
         return cls((x0, x1, y0, y1), (size[0], size[1]), (padded[0], padded[1]))
 
-    def read(self, volume: Volume, window: Window, start: int, stop: int) -> torch.Tensor:
-        """Slices `start` to `stop` as the network sees them: windowed, `[B, 1, *padded]`, zeros at the far ends.
+    def read(self, volume: Volume, window: Window, start: int, stop: int, beside: Sequence[float] = ()) -> torch.Tensor:
+        """Slices `start` to `stop` as the network sees them: windowed, `[B, C, *padded]`, zeros at the far ends.
 
-        The window comes first: else air, padding at -3024 HU or metal would smear into the tissue beside it.
+        Channels are each slice and what lies so many mm `beside` it, see `polycl.neighbours`. The window comes first:
+        else air, padding at -3024 HU or metal would smear into the tissue beside it.
         """
         x0, x1, y0, y1 = self.box
-        slices = np.moveaxis(volume.voxels[x0:x1, y0:y1, start:stop], 2, 0)
+        wanted = np.array([neighbours(z, volume, beside) for z in range(start, stop)])
+        different, channels = np.unique(wanted, return_inverse=True)
+        slices = np.moveaxis(volume.voxels[x0:x1, y0:y1][:, :, different], 2, 0)
+        shown = self.shown(slices, window)
+        return shown[torch.from_numpy(channels.reshape(wanted.shape))]
+
+    def shown(self, slices: NDArray[np.generic], window: Window) -> torch.Tensor:
+        """Slices in HU over the box, `[B, x1 - x0, y1 - y0]`, as the network sees them: `[B, *padded]`."""
         hu = torch.from_numpy(np.array(slices, dtype=np.float32, order="C"))[:, None]
-        seen = resize(window.apply(hu), self.size)
+        seen = resize(window.apply(hu), self.size)[:, 0]
         return F.pad(seen, (0, self.padded[1] - self.size[1], 0, self.padded[0] - self.size[0]))
 
     def restore(self, logits: torch.Tensor) -> torch.Tensor:

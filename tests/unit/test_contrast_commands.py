@@ -251,6 +251,26 @@ def test_an_encoder_by_an_unknown_name_is_refused(dataset: Path, tmp_path: Path)
     assert "polycl-liver" in message
 
 
+def test_a_model_learns_to_look_beside_a_slice_and_goes_on_so(dataset: Path, tmp_path: Path) -> None:
+    alone, wide, on = (tmp_path / f"{name}.safetensors" for name in ("alone", "wide", "on"))
+    given = ("finetune", dataset, "--target", "organ=7", "--steps", 2, "--batch", 2)
+    for output, rest in (
+        (alone, ()),
+        (wide, ("--start", alone, "--beside", 5, "--beside", 10)),
+        (on, ("--start", wide)),
+    ):
+        result = polycl(*given, "-o", output, *rest)
+        assert result.exit_code == 0, result.output
+    assert checkpoints.load(alone)[0].network.channels == 1
+    for path in (wide, on):
+        header, weights = checkpoints.load(path)
+        assert header.preprocessing.beside == (5, 10)
+        assert header.network.channels == 5
+        SegmentationNetwork(header.network).load_state_dict(weights)
+    message = refusal(*given, "-o", tmp_path / "other.safetensors", "--start", wide, "--beside", 3)
+    assert message == "wide.safetensors sees other slices with one; leave --beside out, or give --beside 5 --beside 10"
+
+
 def test_slices_and_scans_are_not_both_given(dataset: Path, tmp_path: Path) -> None:
     given = ("finetune", dataset, "--target", "organ=7", "-o", tmp_path / "m.safetensors")
     assert "not both" in refusal(*given, "--slices", 1, "--scans", 1)

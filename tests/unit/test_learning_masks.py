@@ -116,6 +116,18 @@ def test_slices_know_what_the_label_tells(partial: Example, tmp_path: Path) -> N
         assert one.hu.max() == image.voxels[:, :, one.index].max()
 
 
+def test_slices_come_with_what_lies_beside_them(partial: Example, tmp_path: Path) -> None:
+    shown, empty, _ = slices.build([partial], NAMES, tmp_path / "cache", beside=(1.0,))
+    image, _ = partial.read()
+    for one in [*shown, *empty]:
+        below, above = max(one.index - 1, 0), min(one.index + 1, SHAPE[2] - 1)
+        for seen, z in zip(one.beside, (below, above), strict=True):
+            assert seen.shape == one.hu.shape
+            assert seen.max() == image.voxels[:, :, z].max()
+    alone, _, _ = slices.build([partial], NAMES, tmp_path / "cache")
+    assert not alone[0].beside
+
+
 def test_values_are_mapped_by_name(tmp_path: Path) -> None:
     image, label = phantom(1)
     other = {"spleen": 1, "tumour": 3, "liver": 2}

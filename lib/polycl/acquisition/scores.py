@@ -112,7 +112,7 @@ def score(
     size = segmenter.batch_of(grid)
     for start in range(0, len(numbers), size):
         between()
-        few = [grid.read(canonical, segmenter.window, int(z), int(z) + 1) for z in numbers[start : start + size]]
+        few = [segmenter.read(canonical, grid, int(z), int(z) + 1) for z in numbers[start : start + size]]
         slices = torch.cat(few)
         logits, embeddings = segmenter.observe(slices)
         views = views_of(segmenter.logits, slices.to(logits.device), logits)[..., : grid.size[0], : grid.size[1]]

@@ -7,18 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from polycl.cli import options
+from polycl.cli.starts import Start, start_of
 from polycl.dataset import Case, Target, find_cases, labelled_slices
-from polycl.errors import InputError, ModelError
+from polycl.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
-
-    from polycl.checkpoints import Header, NetworkConfig
+    from polycl.checkpoints import Header
     from polycl.dataset import LabelledSlice
     from polycl.segmenter.training import Report, TrainingData
 
@@ -42,6 +41,9 @@ def finetune(
     batch: Annotated[int, typer.Option(min=1)] = 8,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a training crop, a multiple of 16.")] = 192,
     spacing: Annotated[float, typer.Option(min=0.1, help="In-plane pixel spacing of the network, mm.")] = 1.5,
+    beside: Annotated[
+        list[float] | None, typer.Option(help="See what lies so many mm below and above with it. May be repeated.")
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="Name or checkpoint of an encoder, or of a segmenter.")] = None,
     start: Annotated[str | None, typer.Option(help="A segmenter with as many labels to go on from, whole.")] = None,
     slices: Annotated[int | None, typer.Option(min=1, help="Learn from so many slices with a target only.")] = None,
@@ -68,23 +70,19 @@ def finetune(
     _check(size, output, encoder, start)
     settings = options.settings(device, precision)
     from polycl import devices
-    from polycl.catalogue import Catalogue
     from polycl.segmenter.training import Schedule
 
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
-    catalogue = Catalogue.default(settings)
-    origin, go_on = (None if name is None else catalogue.entry(name).path for name in (encoder, start))
-    network, weights, parent = _start(origin, go_on, architecture, norm, targets)
-    everything = _data(dataset, targets, train, validate, without)
+    begin = start_of(settings, encoder, start, architecture, norm, targets).seeing(beside)
+    everything = _data(dataset, targets, train, validate, without, begin.beside)
     data = _few(everything, slices, scans, seed, absent=absent)
     rest = _rest(everything, data, outline, seed)
     loss_options: dict[str, Any] = {"loss": loss, "background": background, "tighten": tighten}
     schedule = Schedule(steps, batch, learning_rate, seed=seed, workers=workers, freeze=freeze, **loss_options)
     after = {"certain": certain, "smooth": smooth, "contrast": contrast}
-    header = _header(network, targets, size, spacing, data, parent).model_copy(update=after)
-    data = _mirrored(data) if mirrored else data
-    where = devices.choose(settings.device, settings.precision)
-    best = _learn(header, data, rest, output, {"schedule": schedule, "where": where, **weights})
+    header = _header(begin, targets, size, spacing, data).model_copy(update=after)
+    given = {"schedule": schedule, "where": devices.choose(settings.device, settings.precision), **begin.weights}
+    best = _learn(header, _mirrored(data) if mirrored else data, rest, output, given)
     typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
 
 
@@ -116,41 +114,6 @@ def _tell(now: Report, bar: Callable[[int, int], None]) -> None:
     if now.dice is not None or now.step % 100 == 0:
         line = f"step {now.step}/{now.steps} loss {now.loss:.3f} {now.slices_per_second:.1f} slices/s"
         typer.echo(line + (f" validation Dice {now.dice:.4f}" if now.dice is not None else ""), err=True)
-
-
-class Weights(TypedDict, total=False):
-    """What training starts from: an encoder, or a whole network, by the names of `training.finetune`."""
-
-    encoder: dict[str, torch.Tensor]
-    start: dict[str, torch.Tensor]
-
-
-def _start(
-    encoder: Path | None,
-    start: Path | None,
-    architecture: Literal["unet", "resnet18"],
-    norm: Literal["batch", "instance"] | None,
-    targets: list[Target],
-) -> tuple[NetworkConfig, Weights, str]:
-    """The network to train, what it starts from, and the name of that; ModelError if they do not fit."""
-    from polycl.checkpoints import NetworkConfig
-
-    path = encoder or start
-    if path is None:
-        return NetworkConfig(architecture=architecture, norm=norm or "batch"), {}, ""
-    from polycl.segmenter.transfer import read_encoder, read_segmenter
-
-    header, weights = read_segmenter(path) if path == start else read_encoder(path)
-    if norm not in (None, header.network.norm):
-        raise ModelError(f"{path.name} has {header.network.norm} norm, not {norm}; leave --norm out to take it over")
-    if path != start:
-        return header.network, {"encoder": weights}, path.name
-    if header.network.classes != len(targets) + 1:
-        raise ModelError(
-            f"{path.name} has {header.network.classes - 1} labels, {', '.join(header.labels)}, and {len(targets)} "
-            "targets were given; with --encoder only its encoder is taken over"
-        )
-    return header.network, {"start": weights}, path.name
 
 
 def _few(data: TrainingData, slices: int | None, scans: int | None, seed: int, *, absent: bool) -> TrainingData:
@@ -196,7 +159,12 @@ def _negatives(folder: Path | None, count: int) -> list[Case]:
 
 
 def _data(
-    dataset: Path, targets: list[Target], train: list[str] | None, validate: list[str] | None, without: list[Case]
+    dataset: Path,
+    targets: list[Target],
+    train: list[str] | None,
+    validate: list[str] | None,
+    without: list[Case],
+    beside: tuple[float, ...] = (),
 ) -> TrainingData:
     from polycl.segmenter.training import TrainingData
 
@@ -205,26 +173,24 @@ def _data(
     if not chosen:
         raise InputError("every case is held out for validation; name others with --train")
     return TrainingData(
-        slices=list(labelled_slices(chosen, targets)),
-        negatives=[list(labelled_slices(without, targets, every=NEGATIVE_EVERY))],
+        slices=list(labelled_slices(chosen, targets, beside=beside)),
+        negatives=[list(labelled_slices(without, targets, every=NEGATIVE_EVERY, beside=beside))],
         validation=[(case, targets) for case in held_out],
     )
 
 
-def _header(
-    network: NetworkConfig, targets: list[Target], size: int, spacing: float, data: TrainingData, parent: str
-) -> Header:
+def _header(start: Start, targets: list[Target], size: int, spacing: float, data: TrainingData) -> Header:
     from polycl.checkpoints import Header, Preprocessing, Provenance
 
     return Header(
-        network=network.model_copy(update={"classes": len(targets) + 1}),
-        preprocessing=Preprocessing(size=size, spacing=spacing),
+        network=start.network.model_copy(update={"classes": len(targets) + 1}),
+        preprocessing=Preprocessing(size=size, spacing=spacing, beside=start.beside),
         labels={one.name: index for index, one in enumerate(targets, start=1)},
         largest={one.name: 1 for one in targets},
         provenance=Provenance(
             data=tuple({one.case: None for pool in (data.slices, *data.negatives) for one in pool}),
             command="polycl " + " ".join(sys.argv[1:]),
-            parent=parent,
+            parent=start.parent,
             created=datetime.now(UTC).date().isoformat(),
         ),
     )

@@ -68,7 +68,13 @@ def learn(run: Run, request: Request, tell: Teller) -> Version:
     tell("preparing", done=0, total=len(request.examples), steps=request.steps)
     header, weights = checkpoints.load(request.weights, sha256=request.sha256)
     parent = _Parent(header, weights, devices.choose(request.device, request.precision))
-    shown, empty, problems = slices.build(request.examples, header.labels, request.cache, tell.progress("preparing"))
+    shown, empty, problems = slices.build(
+        request.examples,
+        header.labels,
+        request.cache,
+        tell.progress("preparing"),
+        beside=header.preprocessing.beside,
+    )
     _report(problems, tell)
     if not len(shown):
         raise InputError(f"no label to train on shows {' or '.join(header.labels)}")

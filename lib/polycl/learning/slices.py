@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, overload
@@ -23,9 +24,10 @@ from polycl.dataset import LabelledSlice
 from polycl.errors import InputError, PolyclError
 from polycl.files import replacing
 from polycl.learning.examples import Example
+from polycl.neighbours import neighbours
 from polycl.slices import body_box
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 """To be raised whenever the same label would give other slices."""
 MOST_SLICES = 4096
 """Slices of all labels together, about: at 512 x 512 pixels less than 3 GB on disk."""
@@ -41,7 +43,10 @@ class Row(Typed):
 
 
 class SliceFile(Typed):
-    """The slices of one label, in `KEY.hu.npy` and `KEY.classes.npy`, `[N, X, Y]`; written after those."""
+    """The slices of one label; written after `KEY.hu.npy`, `[C, N, X, Y]` and `KEY.classes.npy`, `[N, X, Y]`.
+
+    C are a slice and what is seen with it, in the order of `polycl.neighbours`.
+    """
 
     key: str
     spacing: tuple[float, float]
@@ -65,9 +70,10 @@ class Slices(Sequence[LabelledSlice]):
         if isinstance(index, slice):
             return Slices(self._folder, self._rows[index])
         file, number = self._rows[index]
-        hu, classes = (_mapped(str(self._folder / f"{file.key}.{kind}.npy"))[number] for kind in ("hu", "classes"))
+        seen, classes = (_mapped(str(self._folder / f"{file.key}.{kind}.npy")) for kind in ("hu", "classes"))
+        hu, *beside = seen[:, number]
         row = file.rows[number]
-        return LabelledSlice(hu, classes, file.spacing, file.key, row.z, row.known)
+        return LabelledSlice(hu, classes[number], file.spacing, file.key, row.z, row.known, tuple(beside))
 
 
 def build(
@@ -75,19 +81,23 @@ def build(
     labels: Mapping[str, int],
     folder: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    beside: Sequence[float] = (),
 ) -> tuple[Slices, Slices, list[str]]:
     """Slices with and without any of `labels`, and why some examples could not be used.
+
+    With each comes what lies so many mm `beside` it.
 
     What `folder` holds of other examples is removed. InputError if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hashes = ContentHashes(folder)
-    most = slices_each(len(examples))
+    making = Making(dict(labels), slices_each(len(examples) * (1 + 2 * len(beside))), tuple(beside))
     files, problems = [], []
     for done, example in enumerate(examples, start=1):
         try:
-            key = _key(hashes.of(example.image), example, labels, most)
-            files.append(_find(folder, key) or _write(folder, key, example, labels, most))
+            key = _key(hashes.of(example.image), example, making)
+            files.append(_find(folder, key) or _write(folder, key, example, making))
         except DiskError:
             raise
         except PolyclError as error:
@@ -100,6 +110,15 @@ def build(
         [(file, number) for file, number, holds in rows if holds == wanted] for wanted in (True, False)
     )
     return Slices(folder, with_any), Slices(folder, without), problems
+
+
+@dataclass(frozen=True)
+class Making:
+    """What is made of each label: the classes, how many slices at most, and at which mm those seen with them lie."""
+
+    labels: Mapping[str, int]
+    most: int
+    beside: tuple[float, ...]
 
 
 class DiskError(InputError):
@@ -119,9 +138,9 @@ def chosen(known: NDArray[np.bool_], most: int) -> NDArray[np.intp]:
     return numbers[np.linspace(0, len(numbers) - 1, most).round().astype(int)]
 
 
-def _key(content: str, example: Example, labels: Mapping[str, int], most: int) -> str:
+def _key(content: str, example: Example, making: Making) -> str:
     record = example.record.model_dump(mode="json", include={"known", "labels"})
-    made_of = {"format": FORMAT, "image": content, "label": example.record.sha256, "most": most, "ids": dict(labels)}
+    made_of = {"format": FORMAT, "image": content, "label": example.record.sha256, **asdict(making)}
     return hashlib.sha256(json.dumps(made_of | record, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -131,17 +150,18 @@ def _find(folder: Path, key: str) -> SliceFile | None:
     except (OSError, ValidationError):
         return None
     try:
-        shapes = {np.load(folder / f"{key}.{kind}.npy", mmap_mode="r").shape for kind in ("hu", "classes")}
+        hu, classes = (np.load(folder / f"{key}.{kind}.npy", mmap_mode="r").shape for kind in ("hu", "classes"))
     except (OSError, ValueError, EOFError):
         return None
-    return file if len(shapes) == 1 and next(iter(shapes))[0] == len(file.rows) else None
+    return file if hu[1:] == classes and classes[0] == len(file.rows) else None
 
 
-def _write(folder: Path, key: str, example: Example, labels: Mapping[str, int], most: int) -> SliceFile:
+def _write(folder: Path, key: str, example: Example, making: Making) -> SliceFile:
     image, label = example.read()
+    labels = making.labels
     names = example.knows(labels)
     known = {name: example.record.known_slices(name) for name in names}
-    numbers = chosen(np.any(list(known.values()), axis=0), most)
+    numbers = chosen(np.any(list(known.values()), axis=0), making.most)
     x0, x1, y0, y1 = body_box(image)
     classes = np.zeros((len(numbers), x1 - x0, y1 - y0), dtype=np.uint8)
     for name in names:
@@ -149,7 +169,8 @@ def _write(folder: Path, key: str, example: Example, labels: Mapping[str, int], 
         for row, z in enumerate(numbers):
             if known[name][z]:
                 classes[row][where[:, :, z]] = labels[name]
-    hu = np.moveaxis(image.voxels[x0:x1, y0:y1][:, :, numbers], 2, 0)
+    seen = np.array([neighbours(int(z), image, making.beside) for z in numbers]).T
+    hu = np.moveaxis(image.voxels[x0:x1, y0:y1][:, :, seen], (2, 3), (0, 1))
     try:
         for kind, values in (("hu", np.clip(hu, -32768, 32767).astype(np.int16)), ("classes", classes)):
             with replacing(folder / f"{key}.{kind}.npy") as stream:

@@ -54,7 +54,8 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     """Item i is a view drawn from (seed, i) alone: the same whatever the number of workers, and after a resume.
 
     A `negative_share` of the items comes from `negatives`, pools of slices without any of the classes, each as often.
-    Items are a windowed image `[1, size, size]`, class ids `[1, size, size]`, and which classes are known, `[classes]`.
+    Items are a windowed image `[channels, size, size]`, class ids `[1, size, size]`, and which classes are known,
+    `[classes]`.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
         negative = random.random() < self.negative_share
         pool = self.negatives[random.integers(len(self.negatives))] if negative else self.slices
         chosen = pool[random.integers(len(pool))]
-        seen = self._windowed(torch.from_numpy(chosen.hu.astype(np.float32)), random)
+        hu = np.stack([chosen.hu, *chosen.beside]).astype(np.float32)
+        seen = self._windowed(torch.from_numpy(hu), random)
         image, classes = spatial_view(seen, chosen, self.preprocessing, self.augmentation, random)
         self._rough.set_random_state(seed=int(random.integers(2**31)))
         return torch.as_tensor(self._rough(image)).clamp(0, 1), classes, self._known(chosen)
@@ -109,7 +111,7 @@ def spatial_view(
     options: Augmentation,
     random: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A rotated, scaled, shifted crop of a windowed slice `[X, Y]` and of its classes, both `[1, size, size]`."""
+    """A rotated, scaled, shifted crop of a windowed slice `[C, X, Y]`, and of its classes, `[1, size, size]`."""
     size, mm = preprocessing.size, preprocessing.spacing
     angle = np.deg2rad(random.uniform(-options.rotation_degrees, options.rotation_degrees))
     scale = np.exp(random.uniform(*np.log(options.scale))) * np.exp(random.uniform(-1, 1, 2) * options.anisotropy)
@@ -125,11 +127,11 @@ def spatial_view(
     matrix = (rotation * half) / (extent / 2)[:, None]
     theta = np.concatenate([matrix, (centre / (extent / 2))[:, None]], axis=1)[::-1][:, [1, 0, 2]]
     grid = F.affine_grid(torch.from_numpy(theta.copy()).float()[None], [1, 1, size, size], align_corners=False)
-    image = F.grid_sample(seen[None, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    image = F.grid_sample(seen[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     count = int(chosen.classes.max()) + 1
     one_hot = F.one_hot(torch.from_numpy(chosen.classes.astype(np.int64)), count).movedim(-1, 0)[None, 1:].float()
     if count == 1:
-        return image[0], torch.zeros_like(image[0], dtype=torch.long)
+        return image[0], torch.zeros_like(image[0][:1], dtype=torch.long)
     share = F.grid_sample(one_hot, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     background = 1 - share.sum(dim=0, keepdim=True)
     return image[0], torch.cat([background, share]).argmax(dim=0, keepdim=True)

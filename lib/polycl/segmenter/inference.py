@@ -105,16 +105,20 @@ class Segmenter:
         batch = self.batch_of(grid)
         for start in range(slices.start, slices.stop, batch):
             stop = min(start + batch, slices.stop)
-            logits = self.logits(grid.read(canonical, self.window, start, stop))
+            logits = self.logits(self.read(canonical, grid, start, stop))
             if self.header.certain:
                 seen += count_certain(logits)
             yield logits
             if progress is not None:
                 progress(stop - slices.start, len(slices))
 
+    def read(self, canonical: Volume, grid: SliceGrid, start: int, stop: int) -> torch.Tensor:
+        """Slices `start` to `stop` as the network sees them, `[B, channels, *grid.padded]`."""
+        return grid.read(canonical, self.window, start, stop, self.header.preprocessing.beside)
+
     @torch.inference_mode()
     def logits(self, slices: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, classes, X, Y]` of windowed slices `[B, 1, X, Y]` whose sides are multiples of `STRIDE`."""
+        """Logits `[B, classes, X, Y]` of windowed slices `[B, channels, X, Y]`, sides multiples of `STRIDE`."""
         with self._lock:
             return self._network(slices.to(self.where.device, self.where.dtype, memory_format=torch.channels_last))
 

@@ -32,15 +32,21 @@ def _mirrored(one: LabelledSlice) -> LabelledSlice | None:
     low, high = one.classes[:middle].any(), one.classes[middle:].any()
     if low == high:
         return None
-    hu = np.full_like(one.hu, AIR_HU)
+    hu, *beside = (_half_twice(seen, middle, upper=bool(low)) for seen in (one.hu, *one.beside))
+    return replace(one, hu=hu, classes=np.zeros_like(one.classes), beside=tuple(beside))
+
+
+def _half_twice(seen: NDArray[np.int16], middle: int, *, upper: bool) -> NDArray[np.int16]:
+    """The upper or lower half of a slice, and its mirror image where the other one was."""
+    hu = np.full_like(seen, AIR_HU)
     width = min(middle, len(hu) - middle)
-    if low:
-        hu[middle:] = one.hu[middle:]
-        hu[middle - width : middle] = one.hu[middle : middle + width][::-1]
+    if upper:
+        hu[middle:] = seen[middle:]
+        hu[middle - width : middle] = seen[middle : middle + width][::-1]
     else:
-        hu[:middle] = one.hu[:middle]
-        hu[middle : middle + width] = one.hu[middle - width : middle][::-1]
-    return replace(one, hu=hu, classes=np.zeros_like(one.classes))
+        hu[:middle] = seen[:middle]
+        hu[middle : middle + width] = seen[middle - width : middle][::-1]
+    return hu
 
 
 def _midline(hu: NDArray[np.int16]) -> int | None:

@@ -30,14 +30,14 @@ def _block_options(config: NetworkConfig) -> dict[str, object]:
 
 
 class UNetEncoder(nn.Module):
-    """Slices `[B, 1, X, Y]` to five feature maps, `[B, f_0, X, Y]` to `[B, f_4, X/16, Y/16]`."""
+    """Slices `[B, channels, X, Y]` to five feature maps, `[B, f_0, X, Y]` to `[B, f_4, X/16, Y/16]`."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         widths = config.features[:5]
         self.widths: tuple[int, ...] = widths
         options = _block_options(config)
-        levels = [TwoConv(2, 1, widths[0], **options)]
+        levels = [TwoConv(2, config.channels, widths[0], **options)]
         levels += [Down(2, narrow, wide, **options) for narrow, wide in pairwise(widths)]
         self.levels = nn.ModuleList(levels)
 
@@ -55,9 +55,12 @@ class ResNet18Encoder(nn.Module):
         super().__init__()
         from monai.networks.nets import resnet18
 
-        trunk = resnet18(spatial_dims=2, n_input_channels=1, conv1_t_stride=2, shortcut_type="B", bias_downsample=False)
+        channels = config.channels
+        trunk = resnet18(
+            spatial_dims=2, n_input_channels=channels, conv1_t_stride=2, shortcut_type="B", bias_downsample=False
+        )
         self.widths = (config.features[0], 64, 64, 128, 256)
-        self.stem = TwoConv(2, 1, config.features[0], **_block_options(config))
+        self.stem = TwoConv(2, channels, config.features[0], **_block_options(config))
         self.halved = nn.Sequential(trunk.conv1, trunk.bn1, trunk.act)
         self.quartered = nn.Sequential(trunk.maxpool, trunk.layer1)
         self.layer2, self.layer3 = trunk.layer2, trunk.layer3
@@ -126,7 +129,7 @@ class ProjectionHead(nn.Module):
 
 
 class SegmentationNetwork(nn.Module):
-    """Slices `[B, 1, X, Y]` in [0, 1], sides multiples of `STRIDE`, to logits `[B, classes, X, Y]`."""
+    """Slices `[B, channels, X, Y]` in [0, 1], sides multiples of `STRIDE`, to logits `[B, classes, X, Y]`."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

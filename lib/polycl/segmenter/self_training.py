@@ -27,7 +27,7 @@ from polycl.slices import SliceGrid
 from polycl.volume import Volume
 
 THICKNESS = 1.0
-"""A slice by itself has none; it needs a number to be a volume, which nothing reads."""
+"""A slice and what is seen with it have none; they need a number to be a volume, which nothing reads."""
 
 OWN_WORTH = 10
 """What its own outlines weigh together, in labelled slices: their share falls as labels grow, which are better."""
@@ -111,9 +111,10 @@ def _outlined(segmenter: Segmenter, one: LabelledSlice, present: set[int]) -> La
 
 def _classes(segmenter: Segmenter, one: LabelledSlice, absent: list[int]) -> NDArray[np.uint8]:
     """Class ids `[X, Y]`, none of them `absent`."""
-    volume = Volume(one.hu[:, :, None], np.diag([*one.spacing, THICKNESS, 1.0]))
+    slices = np.stack([one.hu, *one.beside], axis=2)
+    volume = Volume(slices, np.diag([*one.spacing, THICKNESS, 1.0]))
     grid = SliceGrid.of(volume, segmenter.header.preprocessing.spacing, STRIDE)
-    logits = segmenter.logits(grid.read(volume, segmenter.window, 0, 1))
+    logits = segmenter.logits(grid.read(volume, segmenter.window, 0, slices.shape[2]).movedim(0, 1))
     restored = grid.restore(logits)[0].index_fill(
         0, torch.tensor(absent, dtype=torch.long, device=logits.device), NEVER
     )

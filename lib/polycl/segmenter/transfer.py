@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from polycl import checkpoints
@@ -48,6 +49,17 @@ def start_from(network: SegmentationNetwork, weights: Mapping[str, torch.Tensor]
     _load(network.encoder, {name: one for name, one in weights.items() if not name.startswith(DECODER)})
     if decoder:
         _load(network.decoder.levels, {name.removeprefix("levels."): one for name, one in decoder.items()})
+
+
+def widened(weights: Mapping[str, torch.Tensor], channels: int) -> dict[str, torch.Tensor]:
+    """Weights of a network that sees one slice for one that sees `channels` images: it makes nothing yet of the others.
+
+    Those that take images in are recognised by their one input channel.
+    """
+    return {
+        name: F.pad(one, (0, 0, 0, 0, 0, channels - 1)) if one.ndim == 4 and one.shape[1] == 1 else one
+        for name, one in weights.items()
+    }
 
 
 def _require_fit(path: Path, weights: Mapping[str, torch.Tensor], what: str, build: Callable[[], nn.Module]) -> None:
