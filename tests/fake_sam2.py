@@ -69,7 +69,8 @@ class FakeSam2:
             bright = (feature.top[0] > BRIGHT).numpy()
             components, _ = ndimage.label(bright)
             kept = np.setdiff1d(np.unique(components[ndimage.binary_dilation(before)]), [0])
-            results.append(self._tracked(torch.from_numpy(np.isin(components, kept))))
+            mask = torch.from_numpy(np.isin(components, kept))
+            results.append(self._tracked(mask if recall.hint is None else recall.hint.blend(mask * 12.0 - 6) > 0))
         return results
 
     def _tracked(self, mask: torch.Tensor) -> Tracked:

@@ -1,6 +1,7 @@
 """SAM 2 in batches of our own against the package's video predictor, and the official architectures."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from polycl.errors import InputError
 from polycl.propagate.architecture import ARCHITECTURES, ConvolutionalTrunkConfig, Sam2Config, TrunkConfig, arguments
 from polycl.propagate.attention import attend
 from polycl.propagate.encoder import fold_batch_norm
-from polycl.propagate.engine import FramePrompt, Memory, Recall, Tracked
+from polycl.propagate.engine import LARGEST, FramePrompt, Hint, Memory, Recall, Tracked
 from polycl.propagate.header import FrameConfig
 from polycl.propagate.package import SAM2Base
 from polycl.propagate.runs import Mark, Run, recall
-from polycl.propagate.sam2_engine import Sam2Engine
+from polycl.propagate.sam2_engine import LEAST_PRESENCE, Sam2Engine
 
 pytestmark = pytest.mark.unit
 
@@ -130,6 +131,21 @@ class TestAgainstThePackage:
             found = ours.track([features[z]], [looked])
             torch.testing.assert_close(large(found), theirs[z], atol=1e-5, rtol=1e-4)
             last[z] = found[0].memory
+
+    def test_what_a_hint_changes_is_remembered(self) -> None:
+        ours = engine(predictor())
+        features = ours.encode(torch.randn(3, 3, SIZE, SIZE))
+        seed = ours.prompt(features[1], PROMPTS[:1])[0].memory
+        run = Run(1, Mark(1, 0), None, 1, 3)
+        looked = recall(run, 2, {run.start: seed}, {}, slots=TINY.memories, pointers=TINY.pointers, depth=3)
+        odds = np.where(np.arange(SIZE // 4) < 5, 6.0, -6.0)[:, None].repeat(SIZE // 4, axis=1).astype(np.float32)
+        recalls = [replace(looked, hint=None if share is None else Hint(odds, share)) for share in (None, 0.0, 1.0)]
+        alone, silent, told = ours.track([features[2]] * 3, recalls)
+        torch.testing.assert_close(silent.logits, alone.logits.clamp(-LARGEST, LARGEST))
+        torch.testing.assert_close(told.logits, torch.from_numpy(odds))
+        assert told.presence >= LEAST_PRESENCE
+        assert not torch.equal(told.memory.features, alone.memory.features)
+        assert torch.equal(told.memory.pointer, alone.memory.pointer)
 
     def test_directions_in_one_batch_are_the_same_as_one_by_one(self) -> None:
         ours = engine(predictor())

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from fake_sam2 import FakeSam2
 from polycl.errors import Cancelled
-from polycl.propagate.guides import SegmenterGuide, blended, share
+from polycl.propagate.engine import Hint
+from polycl.propagate.guides import SHARE, Say, SegmenterGuide
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
 from polycl.segmenter import Segmenter
+from polycl.segmenter.inference import LIKELIHOOD_STEPS
 from polycl.volume import Volume
 
 pytestmark = pytest.mark.unit
@@ -23,6 +25,8 @@ pytestmark = pytest.mark.unit
 SHAPE = (64, 56, 40)
 X, Y, Z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
 Mask = NDArray[np.bool_]
+Odds = NDArray[np.int8]
+SURE = 100
 
 
 def cylinder(radius: float, low: int, high: int) -> Mask:
@@ -42,10 +46,10 @@ class Known:
     def on_slice(self, z: int) -> Mapping[str, Mask]:
         return {name: mask[:, :, z] for name, mask in self.organs.items()}
 
-    def everywhere(self, label: str, check: Callable[[], None]) -> Mask:
+    def everywhere(self, label: str, check: Callable[[], None]) -> Odds:
         self.asked += 1
         check()
-        return self.organs[label]
+        return np.where(self.organs[label], SURE, -SURE).astype(np.int8)
 
 
 COLUMN = cylinder(8, 10, 40)
@@ -119,7 +123,7 @@ def test_clicks_are_recognised_too() -> None:
 
 def test_who_cancels_is_heard_while_a_segmenter_works() -> None:
     class Slow(Known):
-        def everywhere(self, label: str, check: Callable[[], None]) -> Mask:
+        def everywhere(self, label: str, check: Callable[[], None]) -> Odds:
             cancelled.append(True)
             return super().everywhere(label, check)
 
@@ -130,16 +134,39 @@ def test_who_cancels_is_heard_while_a_segmenter_works() -> None:
         session.run(cancelled=lambda: bool(cancelled))
 
 
-@pytest.mark.parametrize(("agreements", "least", "most"), [((), 0, 0), ((0.6,), 0, 0), ((0.9, 1.0), 0.4, 0.5)])
-def test_its_say_grows_with_agreement(agreements: tuple[float, ...], least: float, most: float) -> None:
-    assert least <= share(agreements) <= most
-    assert share((0.65,)) < share((0.75,)) < share((0.9, 0.9)) < 0.5  # a network that is sure is not overruled
+def disc(radius: float) -> Mask:
+    return np.asarray(np.hypot(*np.meshgrid(np.arange(64) - 32, np.arange(64) - 32)) < radius)
 
 
-def test_an_unsure_network_is_helped_and_a_sure_one_is_not_overruled() -> None:
+def cone(radius: float, slope: float = 0.2) -> NDArray[np.float32]:
+    """Log-odds that fall off evenly from a centre, 0 at `radius`."""
+    away = np.hypot(*np.meshgrid(np.arange(64) - 32, np.arange(64) - 32))
+    return ((radius - away) * slope).astype(np.float32)
+
+
+def test_its_say_grows_with_agreement() -> None:
+    sharp = {radius: np.where(disc(radius), 6.0, -6.0).astype(np.float32) for radius in (8, 9, 11, 16, 20)}
+    shares = [0.0 if (say := Say.of([(odds, disc(20))])) is None else say.share for odds in sharp.values()]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert 0 < shares[2] < SHARE
+    assert shares[-1] == SHARE
+    assert Say.of([]) is None
+
+
+@pytest.mark.parametrize("drawn", [14, 20, 24])
+def test_outlines_tighter_or_wider_than_its_own_are_expected_elsewhere_too(drawn: int) -> None:
+    say = Say.of([(cone(20), disc(drawn))])
+    assert say is not None
+    expected = np.sign(drawn - 20) * 0.5 * 0.2 * abs(drawn - 20)
+    assert say.shift == pytest.approx(expected, abs=0.3)
+    assert (say.shift == 0) == (drawn == 20)
+
+
+def test_a_hint_decides_where_the_network_is_less_sure() -> None:
     logits = torch.tensor([[2.0, -2.0], [30.0, -1024.0]])
-    guide = np.array([[False, True], [False, True]])
-    assert (blended(logits, guide, 0.45) > 0).tolist() == [[False, True], [True, False]]
+    hint = Hint(np.array([[-6.0, 6.0], [-6.0, 6.0]], np.float32), 0.5)
+    assert (hint.blend(logits) > 0).tolist() == [[False, True], [True, False]]
 
 
 def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path) -> None:
@@ -153,7 +180,10 @@ def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path
         np.testing.assert_array_equal(guide.on_slice(15)[label], every[:, :, 15] == index)
     name = next(iter(segmenter.header.labels))
     whole = guide.everywhere(name, lambda: None)
-    np.testing.assert_array_equal(whole, segmenter.segment(volume, [name]).voxels == segmenter.header.labels[name])
+    outlined = segmenter.segment(volume, [name]).voxels == segmenter.header.labels[name]
+    assert whole[outlined].min() >= np.log(0.5) * LIKELIHOOD_STEPS - 1, "the likeliest of three has a third at least"
+    assert (outlined[whole > 0]).all()
+    assert outlined.any()
 
 
 def test_where_a_segmenter_agrees_other_tissue_is_the_object_too() -> None:

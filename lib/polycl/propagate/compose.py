@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from polycl.propagate.edges import Edges
+from polycl.propagate.engine import LARGEST
 from polycl.propagate.frames import Box, FrameGrid
 from polycl.propagate.runs import Run
 from polycl.propagate.sweep import Found
 from polycl.volume import Volume
 
-LARGEST = 8.0
-"""Logits are clamped to it before they are blended: "absent" is -1024, which no other direction could outvote."""
 SLICES_AT_A_TIME = 16
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from polycl.propagate.header import FrameConfig
 
 
+LARGEST = 8.0
+"""Logits are clamped to it before they are blended: "absent" is -1024, which nothing could outvote."""
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """What the image encoder made of one frame; the same for all objects and both directions.
@@ -35,6 +39,26 @@ class Features:
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self.top, *self.fine))
+
+
+@dataclass(frozen=True, eq=False)
+class Hint:
+    """What somebody else thinks of where an object is on a frame.
+
+    Attributes:
+        odds: log-odds [S / 4, S / 4] of each pixel to be the object.
+        share: how much they count, 0 to 1, beside what the network thinks.
+    """
+
+    odds: NDArray[np.float32]
+    share: float
+
+    def blend(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [S / 4, S / 4] of the network with these, none of either beyond `LARGEST`."""
+        import torch
+
+        odds = torch.from_numpy(self.odds).to(logits).clamp(-LARGEST, LARGEST)
+        return (1 - self.share) * logits.clamp(-LARGEST, LARGEST) + self.share * odds
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +100,14 @@ class Recall:
         pointers: pairs of how many frames back in the direction of travel, and memory.
         reach: frames back that count as far, the most that a distance is.
         previous: logits [S / 4, S / 4] of the frame before in the direction of travel, where the network asks for them.
+        hint: blended into what the network finds, before that is remembered.
     """
 
     spatial: tuple[tuple[int, Memory], ...]
     pointers: tuple[tuple[int, Memory], ...]
     reach: int
     previous: Any = None
+    hint: Hint | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

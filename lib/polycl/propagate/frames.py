@@ -141,6 +141,14 @@ class FrameGrid:
         shrunk = resize(self._pad(torch.from_numpy(images)[:, None]), (self.size, self.size))
         return (shrunk >= 0.5).float()
 
+    def shown(self, plane: NDArray[Any], outside: float) -> NDArray[np.float32]:
+        """A whole plane [X, Y] of any values as float32 [size, size]; `outside` is what is beyond it."""
+        x0, x1, y0, y1 = self.box
+        image = torch.from_numpy(to_image(plane[x0:x1, y0:y1]).astype(np.float32))[None, None]
+        padded = F.pad(image, self._padding(), value=outside)
+        result: NDArray[np.float32] = resize(padded, (self.size, self.size))[0, 0].numpy()
+        return result
+
     def values(self, volume: Volume, index: int) -> NDArray[np.float32]:
         """HU of slice `index` of a canonical CT at the pixels of a frame [size, size]; NaN beyond the slice."""
         steps = (np.arange(self.size) + 0.5) / self.size

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from polycl.propagate.compose import Object, blend, keep_connected
 from polycl.propagate.edges import Edges, choose
 from polycl.propagate.ending import Ending, Looks
-from polycl.propagate.engine import FramePrompt, Tracked
+from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
 from polycl.propagate.frames import Box, FrameGrid, Region
-from polycl.propagate.guides import likeness, share
+from polycl.propagate.guides import Say
 from polycl.propagate.runs import Mark, Run, plan
 from polycl.propagate.seeds import Seed, union
 from polycl.propagate.sweep import Found, Lane, Sweep
@@ -144,12 +144,12 @@ class Group:
         looks = Looks.of(self._values(run.start.z), start)
         ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges, looks)
         memories = {mark: one.memory for mark, one in tracked.items()}
-        return Lane(run, ending, tracked[run.start].logits.half().cpu(), memories, self._share(run))
+        return Lane(run, ending, tracked[run.start].logits.half().cpu(), memories, self._say(run))
 
-    def _share(self, run: Run) -> float:
-        """How much of a say a segmenter has in a run, by how well it agrees with the seeds of it."""
+    def _say(self, run: Run) -> Say | None:
+        """How a segmenter is heard in a run, by how well it agrees with the seeds of it."""
         found = {mark: self._find(run.label, mark.z) for mark in run.marks}
-        return share([likeness(one, self._mask(run.label, mark)) for mark, one in found.items() if one is not None])
+        return Say.of([(odds, self._mask(run.label, mark)) for mark, odds in found.items() if odds is not None])
 
     def _mask(self, label: int, mark: Mark) -> NDArray[np.bool_]:
         """A seed as the network took it, over the frame."""
@@ -187,10 +187,12 @@ class Group:
         points = self.grid.points(seed.points) if len(seed.points) else None
         return FramePrompt(points=points, labels=seed.labels if points is not None else None, box=box)
 
-    def _find(self, label: int, z: int) -> NDArray[np.bool_] | None:
-        """What a segmenter finds of a label on a slice, over the frame; None if none knows it."""
+    def _find(self, label: int, z: int) -> NDArray[np.float32] | None:
+        """How likely a segmenter finds a label on a slice, over the frame, log-odds; None if none knows it."""
         plane = self.scene.guides.find(label, z)
-        return None if plane is None else self._on_frame(plane)
+        if plane is None:
+            return None
+        return FrameGrid(self.region, self._side, self.grid.shape).shown(plane, outside=-LARGEST)
 
     def _on_frame(self, plane: NDArray[np.bool_]) -> NDArray[np.bool_]:
         small = FrameGrid(self.region, self._side, self.grid.shape)

@@ -14,25 +14,30 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from polycl.metrics import dice
+from polycl.segmenter.inference import LIKELIHOOD_STEPS
 
 if TYPE_CHECKING:
     from polycl.segmenter import Segmenter
     from polycl.volume import Volume
 
 Mask = NDArray[np.bool_]
-STRANGER, FRIEND = 0.6, 0.8
+Odds = NDArray[np.float32]
+STRANGER, FRIEND = 0.45, 0.8
 """Dice on annotated slices: up to the first a segmenter has no say, from the second on its full share."""
-SHARE = 0.45
-LARGEST = 8.0
-"""What a segmenter finds is as sure as this logit; those of the network are clamped to it before they are blended."""
+SHARE = 0.7
+SHIFTS = np.arange(-4.0, 4.01, 0.5)
+"""Of a guide's log-odds, tried on annotated slices: how much more, or less, than it would was taken for the object."""
+AS_GOOD = 0.01
+"""Dice that a smaller shift may lose there."""
+SHIFTED = 0.5
+"""Share of the shift found there that is expected on other slices."""
 
 
 class Guide(Protocol):
-    """What finds structures in one volume, canonical [X, Y, Z]."""
+    """What finds structures in one volume, canonical [X, Y, Z]. It tells log-odds, times `LIKELIHOOD_STEPS`."""
 
     @property
     def name(self) -> str:
@@ -41,8 +46,8 @@ class Guide(Protocol):
     def on_slice(self, z: int) -> Mapping[str, Mask]:
         """What it finds on one slice, by its own labels: bool [X, Y]."""
 
-    def everywhere(self, label: str, check: Callable[[], None]) -> Mask:
-        """Where it finds `label`, bool [X, Y, Z]; `check` is called now and then, and may raise to stop it."""
+    def everywhere(self, label: str, check: Callable[[], None]) -> NDArray[np.int8]:
+        """How likely each voxel is to be `label`, [X, Y, Z]; `check` is called now and then, and may raise to stop."""
 
 
 @dataclass(eq=False)
@@ -53,7 +58,7 @@ class SegmenterGuide:
     name: str
     volume: Volume
     _slices: dict[int, Mapping[str, Mask]] = field(default_factory=dict)
-    _whole: dict[str, Mask] = field(default_factory=dict)
+    _whole: dict[str, NDArray[np.int8]] = field(default_factory=dict)
 
     def on_slice(self, z: int) -> Mapping[str, Mask]:
         """See `Guide`."""
@@ -62,21 +67,20 @@ class SegmenterGuide:
             self._slices[z] = {label: found == index for label, index in self.segmenter.header.labels.items()}
         return self._slices[z]
 
-    def everywhere(self, label: str, check: Callable[[], None]) -> Mask:
+    def everywhere(self, label: str, check: Callable[[], None]) -> NDArray[np.int8]:
         """See `Guide`."""
         if label not in self._whole:
-            found = self.segmenter.segment(self.volume, [label], lambda done, total: check())
-            self._whole[label] = found.voxels == self.segmenter.header.labels[label]
+            self._whole[label] = self.segmenter.likelihood(self.volume, label, lambda done, total: check())
         return self._whole[label]
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """An object that a guide knows by the name `label`, and where it finds it: bool [X, Y, Z]."""
+    """An object that a guide knows by the name `label`, and how likely each voxel is to be that, [X, Y, Z]."""
 
     guide: str
     label: str
-    mask: Mask
+    likelihood: NDArray[np.int8]
 
 
 class Guides:
@@ -116,10 +120,10 @@ class Guides:
         """Other objects than these have no seeds any more."""
         self.recognised = {label: known for label, known in self.recognised.items() if label in labels}
 
-    def find(self, label: int, z: int) -> Mask | None:
-        """Where the object is on a slice, bool [X, Y]; None if nobody knows it."""
+    def find(self, label: int, z: int) -> Odds | None:
+        """Log-odds of each pixel of a slice to be the object, [X, Y]; None if nobody knows it."""
         known = self.recognised.get(label)
-        return None if known is None else known.mask[:, :, z]
+        return None if known is None else known.likelihood[:, :, z].astype(np.float32) / LIKELIHOOD_STEPS
 
 
 def likeness(one: Mask, other: Mask) -> float:
@@ -128,15 +132,24 @@ def likeness(one: Mask, other: Mask) -> float:
     return 1.0 if score is None else score
 
 
-def share(agreements: Sequence[float]) -> float:
-    """How much of a say a guide has that agrees so well with the annotated slices that a run starts from."""
-    if not agreements:
-        return 0.0
-    mean = sum(agreements) / len(agreements)
-    return SHARE * min(1.0, max(0.0, (mean - STRANGER) / (FRIEND - STRANGER)))
+@dataclass(frozen=True)
+class Say:
+    """How a guide is heard in a run: with which share, and how far its log-odds are shifted first."""
 
+    share: float
+    shift: float
 
-def blended(logits: torch.Tensor, known: Mask, share: float) -> torch.Tensor:
-    """Logits [s, s] of the network, with what a guide finds there."""
-    guide = torch.from_numpy(known).to(logits) * (2 * LARGEST) - LARGEST
-    return (1 - share) * logits.clamp(-LARGEST, LARGEST) + share * guide
+    @classmethod
+    def of(cls, found: Sequence[tuple[Odds, Mask]]) -> Say | None:
+        """By what it finds on annotated slices, and what was annotated there, both [s, s]; None if it has no say.
+
+        Where the outlines there are tighter or wider than its own, some of that is expected elsewhere.
+        """
+        if not found:
+            return None
+        scores = [float(np.mean([likeness(odds + shift > 0, mask) for odds, mask in found])) for shift in SHIFTS]
+        best = max(scores)
+        if best <= STRANGER:
+            return None
+        good = [float(shift) for shift, score in zip(SHIFTS, scores, strict=True) if score >= best - AS_GOOD]
+        return cls(SHARE * min(1.0, (best - STRANGER) / (FRIEND - STRANGER)), SHIFTED * min(good, key=abs))

@@ -34,6 +34,10 @@ PROMPT_LOGIT = 10.0
 """Logits of a mask that is a prompt, at most."""
 
 
+LEAST_PRESENCE = 1.0
+"""That an object is there, by the hints of others, as the network's own logit would say it."""
+
+
 def as_prompt(logits: torch.Tensor) -> torch.Tensor:
     """Logits of a mask as the prompt for the next slice: "absent" is -1024 there, which SAM never saw in a prompt."""
     return logits.float().clamp(-PROMPT_LOGIT, PROMPT_LOGIT)
@@ -159,7 +163,7 @@ class Sam2Engine:
             high_res_features=fine,
             multimask_output=self._net._use_multimask(False, None),
         )
-        return self._tracked(top, outputs, seeds=False)
+        return self._tracked(top, _hinted(outputs, recalls), seeds=False)
 
     def _previous(self, recalls: list[Recall]) -> torch.Tensor | None:
         """The masks of the frames before as prompts [B, 1, S / 4, S / 4]; None for a network without use for them."""
@@ -235,3 +239,15 @@ class Sam2Engine:
     def _flat(maps: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] as [B, H * W, C]."""
         return maps.flatten(2).transpose(1, 2)
+
+
+def _hinted(outputs: Any, recalls: Sequence[Recall]) -> Any:
+    """The heads' outputs with the hints blended in: an object that is there by them is remembered as there."""
+    if all(one.hint is None for one in recalls):
+        return outputs
+    *first, low, _, pointers, presences = outputs
+    told = zip(low, recalls, strict=True)
+    low = torch.stack([mask if one.hint is None else one.hint.blend(mask) for mask, one in told])
+    high = F.interpolate(low, outputs[4].shape[-2:], mode="bilinear", align_corners=False)
+    there = (low > 0).flatten(1).any(dim=1, keepdim=True)
+    return *first, low, high, pointers, torch.where(there, presences.clamp_min(LEAST_PRESENCE), presences)

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from polycl.propagate.ending import Ending
-from polycl.propagate.engine import Memory, Recall, Tracked, VideoEngine
+from polycl.propagate.engine import Hint, Memory, Recall, Tracked, VideoEngine
 from polycl.propagate.features import SliceFeatures
-from polycl.propagate.guides import blended
+from polycl.propagate.guides import Say
 from polycl.propagate.runs import Mark, Run, recall
 
-Known = Callable[[int, int], NDArray[np.bool_] | None]
-"""What a segmenter finds of a label on a slice, over the frame, bool [s, s]; None if it does not know the label."""
+Known = Callable[[int, int], NDArray[np.float32] | None]
+"""How likely a segmenter finds a label on a slice, over the frame, log-odds [s, s]; None if it does not know it."""
 Found = dict[int, torch.Tensor]
 """Logits [s, s] in float16 by slice, of the slices where an object is."""
 
@@ -30,7 +30,7 @@ class Lane:
     ending: Ending
     start: torch.Tensor
     seeds: Mapping[Mark, Memory]
-    share: float = 0.0
+    say: Say | None = None
     done: int = 0
     last: dict[int, Memory] = field(default_factory=dict)
     logits: list[torch.Tensor] = field(default_factory=list)
@@ -40,29 +40,30 @@ class Lane:
         """The next slice."""
         return self.run.slices[self.done]
 
-    def recall(self, engine: VideoEngine, depth: int) -> Recall:
+    def hint(self, known: NDArray[np.float32] | None) -> Hint | None:
+        """Log-odds [s, s] that a segmenter finds, with as much of a say as it has here; None if it has none."""
+        return None if known is None or self.say is None else Hint(known + self.say.shift, self.say.share)
+
+    def recall(self, engine: VideoEngine, depth: int, hint: Hint | None) -> Recall:
         """What the next slice looks back at."""
         looks = recall(
             self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
         )
-        return replace(looks, previous=self.logits[-1] if self.logits else self.start)
+        return replace(looks, previous=self.logits[-1] if self.logits else self.start, hint=hint)
 
-    def take(
-        self, result: Tracked, remembered: int, known: NDArray[np.bool_] | None, values: NDArray[np.float32]
-    ) -> bool:
+    def take(self, result: Tracked, remembered: int, hint: Hint | None, values: NDArray[np.float32]) -> bool:
         """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on.
 
-        What a segmenter finds is blended in by its `share`; without one it has no say in where the object ends either.
+        A segmenter that gave a hint has a say in where the object ends, too.
         """
-        logits, trusted = result.logits.float().cpu(), known if self.share else None
-        if trusted is not None:
-            logits = blended(logits, trusted, self.share)
+        logits = result.logits.float().cpu()
         self.last[self.z] = result.memory
         self.last.pop(self.z - remembered * self.run.step, None)
         self.logits.append(logits.half())
         self.done += 1
         mask: NDArray[np.bool_] = (logits > 0).numpy()
-        return self.ending.goes_on(mask, trusted, values) and self.done < len(self.run.slices)
+        known = None if hint is None else hint.odds > 0
+        return self.ending.goes_on(mask, known, values) and self.done < len(self.run.slices)
 
     def found(self) -> Found:
         """The slices that count."""
@@ -98,12 +99,12 @@ class Sweep:
         active = list(lanes)
         while active:
             features = self.features.get([lane.z for lane in active], self._later(active))
-            recalls = [lane.recall(self.engine, self.depth) for lane in active]
+            hints = [lane.hint(self.known(lane.run.label, lane.z)) for lane in active]
+            recalls = [lane.recall(self.engine, self.depth, hint) for lane, hint in zip(active, hints, strict=True)]
             results = self.engine.track([features[lane.z] for lane in active], recalls)
             count, going = 0, []
-            for lane, result in zip(active, results, strict=True):
-                z = lane.z
-                goes_on = lane.take(result, self._remembered, self.known(lane.run.label, z), self.values(z))
+            for lane, result, hint in zip(active, results, hints, strict=True):
+                goes_on = lane.take(result, self._remembered, hint, self.values(lane.z))
                 if lane.ending.kept[-1] and (lane.ending.last & self.rim).any():
                     return lane.ending.last
                 count += 1 if goes_on else 1 + len(lane.run.slices) - lane.done

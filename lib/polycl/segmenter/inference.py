@@ -17,7 +17,7 @@ from torch import nn
 from polycl import checkpoints, devices
 from polycl.errors import ModelError, NotFoundError
 from polycl.segmenter.network import STRIDE, SegmentationNetwork, fold_batch_norm
-from polycl.segmenter.through_plane import smoothed
+from polycl.segmenter.through_plane import FLOOR, smoothed
 from polycl.slices import SliceGrid
 from polycl.volume import Volume
 from polycl.window import Window
@@ -26,6 +26,8 @@ Progress = Callable[[int, int], None]
 """Called with slices done and slices in all."""
 
 CERTAIN = 0.98
+LIKELIHOOD_STEPS, LIKELIHOOD_MOST = 16, 127
+"""Steps of a unit in log-odds, and the largest of them that is told."""
 BATCH_PIXELS = {"cpu": 2 * 256 * 256, "cuda": 32 * 256 * 256}
 """Network input pixels in one batch: on a CPU few, so that feature maps stay near the caches."""
 
@@ -85,18 +87,50 @@ class Segmenter:
         out = result.canonical().voxels
         grid = SliceGrid.of(canonical, self.header.preprocessing.spacing, STRIDE, crop=crop)
         x0, x1, y0, y1 = grid.box
-        low, high = (only.start, only.stop) if only is not None else (0, canonical.shape[2])
         seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
-        parts = self._parts(canonical, grid, range(low, high), seen, progress)
-        if self.header.smooth and only is None:
-            parts = smoothed(parts, self.header.smooth / canonical.spacing[2])
-        done = low
-        for part in parts:
-            classes = grid.restore(part).argmax(dim=1).to(torch.uint8).cpu().numpy()
-            out[x0:x1, y0:y1, done : done + len(classes)] = np.moveaxis(classes, 0, 2)
-            done += len(classes)
+        for slices, part in self._restored(canonical, grid, only, seen, progress):
+            out[x0:x1, y0:y1, slices] = np.moveaxis(part.argmax(dim=1).to(torch.uint8).cpu().numpy(), 0, 2)
         self._clean(out, keep, seen, only is None)
         return result
+
+    def likelihood(
+        self, volume: Volume, label: str, progress: Progress | None = None, *, only: range | None = None
+    ) -> NDArray[np.int8]:
+        """Log-odds of each voxel of a canonical CT in HU to be `label`, times `LIKELIHOOD_STEPS`, `[X, Y, Z]`.
+
+        The least where `segment` would drop what it found, and on slices that were not looked at.
+        """
+        index = self.header.labels[label]
+        found = np.full(volume.shape, -LIKELIHOOD_MOST, dtype=np.int8)
+        grid = SliceGrid.of(volume, self.header.preprocessing.spacing, STRIDE)
+        x0, x1, y0, y1 = grid.box
+        seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
+        for slices, part in self._restored(volume, grid, only, seen, progress):
+            odds = torch.logit(part.softmax(dim=1)[:, index], eps=FLOOR) * LIKELIHOOD_STEPS
+            steps = odds.round().clamp(-LIKELIHOOD_MOST, LIKELIHOOD_MOST).to(torch.int8).cpu().numpy()
+            found[x0:x1, y0:y1, slices] = np.moveaxis(steps, 0, 2)
+        kept = np.where(found > 0, np.uint8(index), np.uint8(0))
+        self._clean(kept, {index}, seen, only is None)
+        found[(found > 0) & (kept == 0)] = -LIKELIHOOD_MOST
+        return found
+
+    def _restored(
+        self,
+        canonical: Volume,
+        grid: SliceGrid,
+        only: range | None,
+        seen: NDArray[np.int64],
+        progress: Progress | None,
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Slices, and their logits `[B, C, x1 - x0, y1 - y0]` over the grid's box; see `segment`."""
+        wanted = only if only is not None else range(canonical.shape[2])
+        parts = self._parts(canonical, grid, wanted, seen, progress)
+        if self.header.smooth and only is None:
+            parts = smoothed(parts, self.header.smooth / canonical.spacing[2])
+        done = wanted.start
+        for part in parts:
+            yield slice(done, done + len(part)), grid.restore(part)
+            done += len(part)
 
     def _parts(
         self, canonical: Volume, grid: SliceGrid, slices: range, seen: NDArray[np.int64], progress: Progress | None
