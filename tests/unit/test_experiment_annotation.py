@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fake_sam2 import FakeSam2
 from polycl import devices
 from polycl.acquisition.scores import Scores, score
 from polycl.acquisition.selection import Candidate, Pick, choose
@@ -18,8 +19,9 @@ from polycl.experiments import annotation_report as report
 from polycl.experiments import rows as row_file
 from polycl.experiments.annotation import ALL, Annotation, Plan, Round, rounds
 from polycl.experiments.annotation_report import Point
-from polycl.experiments.annotator import CHECK_MINUTES, OPEN_MINUTES, OUTLINE_MINUTES, Effort, Knowledge, Pool
+from polycl.experiments.annotator import CHECK_MINUTES, OPEN_MINUTES, OUTLINE_MINUTES, Effort, Filled, Knowledge, Pool
 from polycl.experiments.tasks import Task, task
+from polycl.files import sha256_of
 from polycl.phantom import make_phantom
 from polycl.segmenter import Segmenter
 from polycl.volume import Volume, write_volume
@@ -71,9 +73,9 @@ def test_a_volume_is_revealed_at_once(pool: Pool) -> None:
 def test_propagation_fills_a_volume_from_a_slice_that_holds_something(pool: Pool) -> None:
     asked = []
 
-    def fill(case: str, z: int) -> np.ndarray:
+    def fill(case: str, z: int) -> Filled:
         asked.append((case, z))
-        return np.full((28, 28, 6), 1, np.uint8)
+        return Filled(np.full((28, 28, 6), 1, np.uint8))
 
     known = Knowledge.of([[Pick("p2", 0, 0.0)]], pool, "propagated", fill)
     nearest = int(np.flatnonzero(pool.holding["p2"])[0])
@@ -110,15 +112,32 @@ def painted(**slices: list[int]) -> Pool:
 def test_a_propagation_is_believed_as_far_as_half_the_diameter() -> None:
     pool = painted(large=[0, 0, 0, 0, 7, 0, 0, 0, 0], small=[0, 0, 0, 0, 1, 0, 0, 0, 0])
 
-    def fill(case: str, z: int) -> np.ndarray:
+    def fill(case: str, z: int) -> Filled:
         found = np.zeros((10, 10, 9), np.uint8)
         found[0], found[1] = 1, 2
-        return found
+        return Filled(found)
 
     known = Knowledge.of([[Pick("a", 4, 0.0)]], pool, "propagated", fill)
     # discs of 700 and 100 mm² have radii of 14.9 and 5.6 mm; slices are 5 mm apart
     assert {one.index: one.known for one in known.slices} == {2: (1,), 3: (1, 2), 4: None, 5: (1, 2), 6: (1,)}
     assert set(np.unique(known.slices[0].classes)) == {0, 1}, "what is not believed is cleared"
+
+
+def test_what_was_recognised_is_believed_wherever_it_is_and_is_not() -> None:
+    pool = painted(large=[0, 0, 0, 0, 7, 0, 0, 0, 0], small=[0, 0, 0, 0, 1, 0, 0, 0, 0])
+
+    def fill(case: str, z: int) -> Filled:
+        found = np.zeros((10, 10, 9), np.uint8)
+        found[0, :, 1:], found[1] = 1, 2
+        return Filled(found, frozenset({1}))
+
+    known = Knowledge.of([[Pick("a", 4, 0.0)]], pool, "guided", fill)
+    assert {one.index: one.known for one in known.slices} == {
+        0: (1,), 1: (1,), 2: (1,), 3: (1, 2), 4: None, 5: (1, 2), 6: (1,), 7: (1,), 8: (1,),
+    }  # fmt: skip
+    by_index = {one.index: one.classes for one in known.slices}
+    assert not by_index[0].any()
+    assert (by_index[8][0] == 1).all()
 
 
 def test_what_was_outlined_is_seen_as_often_as_what_was_propagated_from_it() -> None:
@@ -268,6 +287,19 @@ def test_strategies_end_when_all_volumes_are_labelled(small: Task, tmp_path: Pat
     one = experiment(small, tmp_path, Plan(reveal="volumes", picks=2, first_steps=1, steps=1, batch=2, look=4, width=2))
     slices = [one.run(each)["slices"] for each in rounds(["diverse"], 1, 3)]
     assert slices[0] < slices[1] == slices[2] == sum(int(one.sum()) for one in one.pool.holding.values())
+
+
+@pytest.mark.slow
+def test_the_model_so_far_guides_what_fills_volumes(small: Task, tmp_path: Path) -> None:
+    plan = replace(PLAN, reveal="guided")
+    parts = tmp_path / "rows.jsonl", tmp_path / "cache", devices.choose("cpu", "fp32"), FakeSam2()
+    one = Annotation(small, plan, *parts)
+    for each in rounds(["random"], 1, 3):
+        one.run(each)
+    names = sorted(folder.name.partition("-")[2] for folder in (tmp_path / "cache" / "filled").iterdir())
+    weights = tmp_path / "cache" / f"{small.name}-{plan.key}"
+    guides = [sha256_of(weights / f"{name}.safetensors")[:16] for name in ("start-0", "random-0-1")]
+    assert names == sorted(["", *guides]), "the first round had no model, the others that of the round before"
 
 
 def test_the_command(run: Any, tmp_path: Path) -> None:

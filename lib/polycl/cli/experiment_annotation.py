@@ -23,7 +23,7 @@ def annotation(
         list[str] | None, typer.Option(help="Only this strategy, or 'all labels'; may be repeated.")
     ] = None,
     reveal: Annotated[
-        str, typer.Option(help="What is labelled of an image: slices, volumes, or propagated (from one slice).")
+        str, typer.Option(help="What is labelled of an image: slices, volumes, propagated (from one slice), or guided.")
     ] = "slices",
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     rounds: Annotated[int, typer.Option(min=1)] = 10,
@@ -71,7 +71,7 @@ def annotation(
         output / f"annotation-{task}.jsonl",
         settings.cache / "experiments" / "annotation",
         devices.choose(settings.device, settings.precision),
-        load_propagator(propagator, settings) if how == "propagated" else None,
+        load_propagator(propagator, settings) if how in ("propagated", "guided") else None,
     )
     _play(experiment, experiment.missing(played.rounds(strategies, seeds, rounds))[:limit])
     _write(experiment, output)

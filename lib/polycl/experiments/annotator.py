@@ -17,9 +17,9 @@ from polycl.dataset import Case, LabelledSlice, Target, labelled_slices
 from polycl.errors import InputError
 from polycl.volume import Volume
 
-Reveal = Literal["slices", "volumes", "propagated"]
+Reveal = Literal["slices", "volumes", "propagated", "guided"]
 """What is labelled where a slice of an image is asked for: that slice, all slices, or that slice, from which
-propagation fills the volume."""
+propagation fills the volume; `guided`, with the help of the model that was learned so far, anew after each round."""
 OPEN_MINUTES = 1.0
 """To open a volume and scroll to the slice."""
 OUTLINE_MINUTES = 1.0
@@ -29,8 +29,23 @@ CHECK_MINUTES = 1.0
 BELIEVED = 0.5
 """How far from the outlined slice a propagation is learned from, in diameters of the structure there: it errs more the
 further it goes, and a structure changes over distances like its own size."""
-Fill = Callable[[str, int], NDArray[np.uint8]]
-"""What propagation makes, in class ids `[X, Y, Z]`, of the reference on one slice of a case."""
+
+
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """What propagation made of the reference on one slice.
+
+    Attributes:
+        classes: ids `[X, Y, Z]`.
+        recognised: those that a segmenter helped to follow: these are believed wherever they are, and are not.
+    """
+
+    classes: NDArray[np.uint8]
+    recognised: frozenset[int] = frozenset()
+
+
+Fill = Callable[[str, int], Filled]
+"""Fills a case from the reference on one of its slices."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,8 @@ def _nearest(holding: NDArray[np.bool_], z: int) -> int:
 def _filled(slices: Sequence[LabelledSlice], z: int, thickness: float, fill: Fill | None) -> list[LabelledSlice]:
     """Slice `z` as it was outlined, and those that propagation from it labels, each known as far as it was painted.
 
-    As on the server: what is not on a slice stays unknown there. What is not on `z` is unknown everywhere else.
+    As on the server: what is not on a slice stays unknown there, but for what was recognised. What is not on `z` is
+    unknown everywhere else.
     """
     if fill is None:
         raise InputError("filling volumes needs a model that propagates")
@@ -152,9 +168,10 @@ def _filled(slices: Sequence[LabelledSlice], z: int, thickness: float, fill: Fil
     found = fill(here.case, z)
     filled = []
     for one in slices:
-        near = [index for index, far in reach.items() if abs(one.index - z) <= far]
-        classes = np.where(np.isin(found[:, :, one.index], near), found[:, :, one.index], 0).astype(np.uint8)
-        known = tuple(int(index) for index in np.unique(classes) if index)
+        plane = found.classes[:, :, one.index]
+        near = [index for index, far in reach.items() if abs(one.index - z) <= far or index in found.recognised]
+        classes = np.where(np.isin(plane, near), plane, 0).astype(np.uint8)
+        known = tuple(sorted({int(index) for index in np.unique(classes) if index} | found.recognised))
         if one is here:
             filled.append(here)
         elif known:

@@ -5,33 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from polycl.experiments.annotator import Pool
+from polycl.experiments.annotator import Filled, Pool
 from polycl.files import replacing
 from polycl.propagate.engine import VideoEngine
+from polycl.propagate.guides import SegmenterGuide
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
+from polycl.segmenter.inference import Segmenter
 
 
 class Filling:
-    """As `polycl.experiments.annotator.Fill` has it, by `engine`; results are kept in `folder`."""
+    """As `polycl.experiments.annotator.Fill` has it, by `engine`, helped by `guide`; results are kept in `folder`."""
 
-    def __init__(self, pool: Pool, engine: VideoEngine, folder: Path) -> None:
-        self._pool, self._engine, self._folder = pool, engine, folder / engine.sha256[:16]
+    def __init__(
+        self, pool: Pool, engine: VideoEngine, folder: Path, guide: tuple[str, Segmenter] | None = None
+    ) -> None:
+        """`guide` is a segmenter with the classes of the pool, and what tells its weights from others."""
+        self._pool, self._engine, self._guide = pool, engine, guide
+        self._folder = folder / "-".join([engine.sha256[:16], *([] if guide is None else [guide[0][:16]])])
 
-    def __call__(self, case: str, z: int) -> NDArray[np.uint8]:
-        """Class ids `[X, Y, Z]`; slice `z` is as the reference has it."""
+    def __call__(self, case: str, z: int) -> Filled:
+        """Slice `z` is as the reference has it."""
         file = self._folder / f"{case}-{z}.npz"
         if file.is_file():
             with np.load(file) as kept:
-                return np.asarray(kept["classes"], dtype=np.uint8)
-        session = Propagation(self._pool.images[case], self._engine)
+                return Filled(np.asarray(kept["classes"], dtype=np.uint8), frozenset(kept["recognised"].tolist()))
+        image = self._pool.images[case]
+        guides = [] if self._guide is None else [SegmenterGuide(self._guide[1], "model", image)]
+        session = Propagation(image, self._engine, guides=guides)
         classes = self._pool.slices[case][z].classes
         for index in np.unique(classes[classes > 0]):
             session.put(int(index), {z: Seed(classes == index)})
         found = np.ascontiguousarray(session.run().canonical().voxels, dtype=np.uint8)
         self._folder.mkdir(parents=True, exist_ok=True)
+        recognised = sorted(session.recognised)
         with replacing(file) as stream:
-            np.savez_compressed(stream, classes=found)
-        return found
+            np.savez_compressed(stream, classes=found, recognised=np.array(recognised, dtype=np.int64))
+        return Filled(found, frozenset(recognised))
