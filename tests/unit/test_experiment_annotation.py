@@ -294,7 +294,7 @@ def test_the_model_so_far_guides_what_fills_volumes(small: Task, tmp_path: Path)
     plan = replace(PLAN, reveal="guided")
     parts = tmp_path / "rows.jsonl", tmp_path / "cache", devices.choose("cpu", "fp32"), FakeSam2()
     one = Annotation(small, plan, *parts)
-    for each in rounds(["random"], 1, 3):
+    for each in rounds([ALL, "random"], 1, 3):
         one.run(each)
     names = sorted(folder.name.partition("-")[2] for folder in (tmp_path / "cache" / "filled").iterdir())
     weights = tmp_path / "cache" / f"{small.name}-{plan.key}"

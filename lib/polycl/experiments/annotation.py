@@ -176,8 +176,8 @@ class Annotation:
         return [[Pick(image, z, 0.0) for image, z in mine[number]["picks"]] for number in range(one.number)]
 
     def _guide(self, one: Round, picks: Sequence[Sequence[Pick]]) -> Path | None:
-        """The model that helps to fill volumes in a round: that of the round before."""
-        if self.plan.reveal != "guided" or not one.number:
+        """The model that helps to fill volumes in a round: that of the round before; none where nothing is filled."""
+        if self.plan.reveal != "guided" or not one.number or one.strategy == ALL:
             return None
         return self._trained(replace(one, number=one.number - 1), picks[: one.number])
 
