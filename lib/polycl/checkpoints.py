@@ -97,6 +97,14 @@ class Header(Typed):
             raise ValueError(f"{self.network.channels} channels do not fit {len(self.preprocessing.beside)} beside")
         return self
 
+    def for_pretraining(self) -> Header:
+        """That of an encoder to pre-train for this segmenter: on single slices, whatever the segmenter sees beside."""
+        return Header(
+            kind="encoder",
+            network=self.network.model_copy(update={"channels": 1}),
+            preprocessing=self.preprocessing.model_copy(update={"beside": ()}),
+        )
+
 
 def save(path: Path, weights: Mapping[str, torch.Tensor], header: BaseModel, *, key: str = METADATA_KEY) -> str:
     """Write weights and header to `path`, atomically. Returns the file's sha256."""

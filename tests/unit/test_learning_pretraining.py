@@ -15,7 +15,7 @@ from polycl.learning.runs import ENDED, Pretraining, Run, Runs
 from polycl.learning.trainer import Busy, Trainer
 from polycl.learning.worker import carry_out
 from polycl.phantom import make_phantom
-from polycl.segmenter.transfer import read_encoder
+from polycl.segmenter.transfer import read_encoder, widened
 from polycl.settings import Settings
 from polycl.volume import write_volume
 
@@ -64,6 +64,27 @@ def test_the_encoder_becomes_a_model(settings: Settings, store: Path, monkeypatc
     assert "3 images" in told
     assert "patient_" not in told
     assert [file.name for file in run.folder.iterdir() if file.suffix == ".safetensors"] == []
+
+
+def test_for_a_segmenter_that_looks_beside_slices_it_learns_from_single_ones(
+    settings: Settings, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    header, weights = checkpoints.load(settings.weights / "tiny.safetensors")
+    wide = header.model_copy(
+        update={
+            "network": header.network.model_copy(update={"channels": 3}),
+            "preprocessing": header.preprocessing.model_copy(update={"beside": (30.0,)}),
+        }
+    )
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    checkpoints.save(folder / "tiny.safetensors", widened(weights, 3), wide)
+    _, run = begun(settings.model_copy(update={"weights": folder}), store, monkeypatch)
+    assert carry_out(run) == 0
+    task = run.task()
+    assert isinstance(task, Pretraining)
+    found, _ = read_encoder(settings.models / f"{task.name}.safetensors")
+    assert found.network == header.network
 
 
 def test_one_run_of_either_kind_at_a_time(settings: Settings, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

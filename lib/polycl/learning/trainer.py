@@ -24,7 +24,7 @@ from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from polycl.catalogue import Catalogue
-from polycl.checkpoints import Header, Typed
+from polycl.checkpoints import Typed
 from polycl.errors import InputError, PolyclError
 from polycl.labels.record import SavedLabel
 from polycl.learning.examples import split
@@ -183,7 +183,7 @@ class Trainer:
         return Pretraining(
             kind="pretraining",
             store=store,
-            header=Header(kind="encoder", network=header.network, preprocessing=header.preprocessing),
+            header=header.for_pretraining(),
             models=settings.models,
             name=f"encoder-{datetime.now(UTC):%Y%m%d-%H%M%S}",
             steps=steps,
