@@ -105,8 +105,22 @@ def painted(**slices: list[int]) -> Pool:
             classes[row, : counts[z]] = row + 1
         pool.slices.setdefault("a", []).append(LabelledSlice(classes.astype(np.int16), classes, (10.0, 10.0), "a", z))
     pool.holding["a"] = np.array([one.classes.any() for one in pool.slices["a"]])
+    pool.shown["a"] = np.array([len(np.unique(one.classes)) - 1 for one in pool.slices["a"]])
     pool.images["a"] = Volume(np.zeros((10, 10, len(stacks[0])), np.int16), np.diag([10.0, 10.0, 5.0, 1.0]))
     return pool
+
+
+def test_of_the_slices_with_most_structures_the_nearest_is_outlined() -> None:
+    pool = painted(large=[3, 3, 3, 3, 3, 3], small=[0, 1, 0, 0, 1, 0])
+
+    def fill(case: str, z: int) -> Filled:
+        asked.append(z)
+        return Filled(np.zeros((10, 10, 6), np.uint8))
+
+    asked: list[int] = []
+    known = Knowledge.of([[Pick("a", z, 0.0)] for z in (0, 5)], pool, "guided", fill)
+    assert asked == [1, 4]
+    assert known.effort.outlines == 4
 
 
 def test_a_propagation_is_believed_as_far_as_half_the_diameter() -> None:

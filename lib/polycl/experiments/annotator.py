@@ -81,6 +81,8 @@ class Pool:
             self.slices[one.case].append(one)
         self.holding = {name: np.array([one.classes.any() for one in all_]) for name, all_ in self.slices.items()}
         """Which slices hold any structure."""
+        self.shown = {name: np.array([len(_structures(one)) for one in all_]) for name, all_ in self.slices.items()}
+        """How many structures each slice shows."""
 
     def unscored(self, known: Knowledge) -> list[Candidate]:
         """What is left to annotate, for strategies that ask no model: people see on which slices there is something."""
@@ -136,19 +138,24 @@ class Knowledge:
             chosen, checked = all_, 0
             outlined = [one for one in all_ if one.classes.any()]
         else:
-            z = _nearest(pool.holding[pick.image], pick.slice)
+            z = _nearest(pool.shown[pick.image], pick.slice)
             outlined, checked = [all_[z]], 1
             chosen = _filled(all_, z, pool.images[pick.image].spacing[2], fill)
-        outlines = sum(len(np.unique(one.classes[one.classes > 0])) for one in outlined)
+        outlines = sum(len(_structures(one)) for one in outlined)
         self.slices += chosen
         self.numbers.setdefault(pick.image, set()).update(one.index for one in chosen)
         self.effort += Effort(1, len(outlined), outlines, checked)
 
 
-def _nearest(holding: NDArray[np.bool_], z: int) -> int:
-    """The slice with something on it that is nearest to `z`: from it there is something to propagate."""
-    where = np.flatnonzero(holding)
-    return int(where[np.abs(where - z).argmin()]) if len(where) else z
+def _structures(one: LabelledSlice) -> NDArray[np.uint8]:
+    """Ids of what is on a slice."""
+    return np.unique(one.classes[one.classes > 0])
+
+
+def _nearest(shown: NDArray[np.int64], z: int) -> int:
+    """Of the slices that show the most structures, to propagate as many, the one that is nearest to `z`."""
+    where = np.flatnonzero(shown == shown.max())
+    return int(where[np.abs(where - z).argmin()]) if shown.any() else z
 
 
 def _filled(slices: Sequence[LabelledSlice], z: int, thickness: float, fill: Fill | None) -> list[LabelledSlice]:
