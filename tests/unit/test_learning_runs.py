@@ -32,6 +32,7 @@ from polycl.learning.trainer import Busy, Options, Trainer
 from polycl.learning.versions import Versions
 from polycl.learning.worker import BUSY, carry_out
 from polycl.segmenter.network import SegmentationNetwork
+from polycl.segmenter.transfer import widened
 from polycl.settings import Settings
 from waiting import until
 
@@ -133,6 +134,23 @@ def test_a_model_that_is_no_better_waits_and_can_be_published_later(make_run: Ma
     versions.publish(NAME, 1, "as requested")
     assert versions.live(NAME) == 1
     assert versions.rollback(NAME) == 0
+
+
+def test_a_model_that_looks_beside_slices_goes_on_so(
+    make_run: MakeRun, versions: Versions, weights: Path, tmp_path: Path
+) -> None:
+    header, narrow = checkpoints.load(weights)
+    network = header.network.model_copy(update={"channels": 3})
+    preprocessing = header.preprocessing.model_copy(update={"beside": (30.0,)})
+    wide = tmp_path / "wide.safetensors"
+    sha256 = checkpoints.save(
+        wide, widened(narrow, 3), header.model_copy(update={"network": network, "preprocessing": preprocessing})
+    )
+    assert carry_out(make_run(weights=wide, sha256=sha256, publish="force")) == 0
+    version = versions.get(NAME, 1)
+    found, _ = checkpoints.load(versions.weights(NAME, version), sha256=version.sha256)
+    assert found.preprocessing.beside == (30.0,)
+    assert found.network.channels == 3
 
 
 def test_publishing_can_be_forced_and_forbidden(make_run: MakeRun, versions: Versions) -> None:
