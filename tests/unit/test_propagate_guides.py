@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from fake_sam2 import FakeSam2
 from polycl.errors import Cancelled
+from polycl.odds import MOST, STEPS, packed, unpacked
 from polycl.propagate.engine import Hint
 from polycl.propagate.guides import SHARE, Say, SegmenterGuide
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
 from polycl.segmenter import Segmenter
-from polycl.segmenter.inference import LIKELIHOOD_STEPS
 from polycl.volume import Volume
 
 pytestmark = pytest.mark.unit
@@ -169,6 +169,14 @@ def test_a_hint_decides_where_the_network_is_less_sure() -> None:
     assert (hint.blend(logits) > 0).tolist() == [[False, True], [True, False]]
 
 
+def test_log_odds_fit_into_a_byte() -> None:
+    odds = torch.linspace(-20, 20, 1001)
+    back = torch.from_numpy(unpacked(packed(odds)))
+    inside = odds.abs() <= MOST / STEPS
+    torch.testing.assert_close(back[inside], odds[inside], atol=0.5 / STEPS + 1e-6, rtol=0)
+    assert back.max() == -back.min() == MOST / STEPS
+
+
 def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path) -> None:
     segmenter = Segmenter.load(tiny_checkpoint, device="cpu", precision="fp32")
     volume = ct(COLUMN)
@@ -181,7 +189,7 @@ def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path
     name = next(iter(segmenter.header.labels))
     whole = guide.everywhere(name, lambda: None)
     outlined = segmenter.segment(volume, [name]).voxels == segmenter.header.labels[name]
-    assert whole[outlined].min() >= np.log(0.5) * LIKELIHOOD_STEPS - 1, "the likeliest of three has a third at least"
+    assert unpacked(whole[outlined]).min() >= np.log(0.5) - 0.1, "the likeliest of three has a third at least"
     assert (outlined[whole > 0]).all()
     assert outlined.any()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from polycl import checkpoints, devices
+from polycl import checkpoints, devices, odds
 from polycl.errors import ModelError, NotFoundError
 from polycl.segmenter.network import STRIDE, SegmentationNetwork, fold_batch_norm
 from polycl.segmenter.through_plane import FLOOR, smoothed
@@ -26,8 +26,6 @@ Progress = Callable[[int, int], None]
 """Called with slices done and slices in all."""
 
 CERTAIN = 0.98
-LIKELIHOOD_STEPS, LIKELIHOOD_MOST = 16, 127
-"""Steps of a unit in log-odds, and the largest of them that is told."""
 BATCH_PIXELS = {"cpu": 2 * 256 * 256, "cuda": 32 * 256 * 256}
 """Network input pixels in one batch: on a CPU few, so that feature maps stay near the caches."""
 
@@ -96,22 +94,21 @@ class Segmenter:
     def likelihood(
         self, volume: Volume, label: str, progress: Progress | None = None, *, only: range | None = None
     ) -> NDArray[np.int8]:
-        """Log-odds of each voxel of a canonical CT in HU to be `label`, times `LIKELIHOOD_STEPS`, `[X, Y, Z]`.
+        """Log-odds of each voxel of a canonical CT in HU to be `label`, `[X, Y, Z]`, as `polycl.odds` packs them.
 
         The least where `segment` would drop what it found, and on slices that were not looked at.
         """
         index = self.header.labels[label]
-        found = np.full(volume.shape, -LIKELIHOOD_MOST, dtype=np.int8)
+        found = np.full(volume.shape, -odds.MOST, dtype=np.int8)
         grid = SliceGrid.of(volume, self.header.preprocessing.spacing, STRIDE)
         x0, x1, y0, y1 = grid.box
         seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
         for slices, part in self._restored(volume, grid, only, seen, progress):
-            odds = torch.logit(part.softmax(dim=1)[:, index], eps=FLOOR) * LIKELIHOOD_STEPS
-            steps = odds.round().clamp(-LIKELIHOOD_MOST, LIKELIHOOD_MOST).to(torch.int8).cpu().numpy()
-            found[x0:x1, y0:y1, slices] = np.moveaxis(steps, 0, 2)
+            likely = odds.packed(torch.logit(part.softmax(dim=1)[:, index], eps=FLOOR))
+            found[x0:x1, y0:y1, slices] = np.moveaxis(likely, 0, 2)
         kept = np.where(found > 0, np.uint8(index), np.uint8(0))
         self._clean(kept, {index}, seen, only is None)
-        found[(found > 0) & (kept == 0)] = -LIKELIHOOD_MOST
+        found[(found > 0) & (kept == 0)] = -odds.MOST
         return found
 
     def _restored(
