@@ -121,6 +121,8 @@ def test_of_the_slices_with_most_structures_the_nearest_is_outlined() -> None:
     known = Knowledge.of([[Pick("a", z, 0.0)] for z in (0, 5)], pool, "guided", fill)
     assert asked == [1, 4]
     assert known.effort.outlines == 4
+    Knowledge.of([[Pick("a", 5, 0.0)]], pool, "propagated", fill)
+    assert asked[-1] == 5, "nobody chooses"
 
 
 def test_a_propagation_is_believed_as_far_as_half_the_diameter() -> None:

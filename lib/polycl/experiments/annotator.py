@@ -19,7 +19,8 @@ from polycl.volume import Volume
 
 Reveal = Literal["slices", "volumes", "propagated", "guided"]
 """What is labelled where a slice of an image is asked for: that slice, all slices, or that slice, from which
-propagation fills the volume; `guided`, with the help of the model that was learned so far, anew after each round."""
+propagation fills the volume. `guided`: from the nearest slice that shows the most structures, and with the help of the
+model that was learned so far, anew after each round."""
 OPEN_MINUTES = 1.0
 """To open a volume and scroll to the slice."""
 OUTLINE_MINUTES = 1.0
@@ -138,7 +139,8 @@ class Knowledge:
             chosen, checked = all_, 0
             outlined = [one for one in all_ if one.classes.any()]
         else:
-            z = _nearest(pool.shown[pick.image], pick.slice)
+            shown = pool.shown if self.reveal == "guided" else pool.holding
+            z = _nearest(shown[pick.image], pick.slice)
             outlined, checked = [all_[z]], 1
             chosen = _filled(all_, z, pool.images[pick.image].spacing[2], fill)
         outlines = sum(len(_structures(one)) for one in outlined)
@@ -152,8 +154,8 @@ def _structures(one: LabelledSlice) -> NDArray[np.uint8]:
     return np.unique(one.classes[one.classes > 0])
 
 
-def _nearest(shown: NDArray[np.int64], z: int) -> int:
-    """Of the slices that show the most structures, to propagate as many, the one that is nearest to `z`."""
+def _nearest(shown: NDArray[np.generic], z: int) -> int:
+    """Of the slices that show most, so that there is as much as can be to propagate, the one that is nearest to `z`."""
     where = np.flatnonzero(shown == shown.max())
     return int(where[np.abs(where - z).argmin()]) if shown.any() else z
 
