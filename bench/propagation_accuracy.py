@@ -1,8 +1,8 @@
 """Propagation of one reference mask on an organ's middle slice, on real CT that trained no model of ours.
 
 Beside the Dice in 3D: what was found beyond the organ's own ends, as a share of its volume, and seconds; the same with
-the help of the segmenters that ship, as a user has it, where one recognises the organ. For some organs also from a
-shaky seed (eroded, dilated, shifted by 3 mm; the worst counts) and from two seeds, a quarter from each end.
+the help of the segmenters that ship, as a user has it, where one recognises the organ. For some organs also, with that
+help, from a shaky seed (eroded, dilated, shifted by 3 mm; the worst counts) and from two, a quarter from each end.
 """
 
 from __future__ import annotations
@@ -156,9 +156,11 @@ def _row(
         row["recognised"] = float(bool(session.recognised))
     if varied:
         seeds = _shaken(reference[:, :, middle], image.spacing)
-        row["shaky"] = min(_dice(_found(_session(image, engine, {middle: seed})), reference) for seed in seeds)
+        sessions = [_session(image, engine, {middle: seed}, segmenters) for seed in seeds]
+        row["shaky"] = min(_dice(_found(session), reference) for session in sessions)
         two = [int(slices[int(len(slices) * share)]) for share in (0.25, 0.75)]
-        row["two seeds"] = _dice(_found(_session(image, engine, {z: reference[:, :, z] for z in two})), reference)
+        session = _session(image, engine, {z: reference[:, :, z] for z in two}, segmenters)
+        row["two seeds"] = _dice(_found(session), reference)
     return row
 
 
