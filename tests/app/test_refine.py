@@ -25,6 +25,7 @@ EASY = {
     "min_consent": 0.0,
     "min_area": 20.0,
     "min_depth": 0.0,
+    "max_pixel": 100.0,
     "stride": 1,
     "window": "soft-tissue",
 }

@@ -25,6 +25,7 @@ PLAIN = {
     "rounds": 1,
     "min_area": 60.0,
     "min_depth": 0.0,
+    "max_pixel": 100.0,
     "box_margin": 2.0,
     "reach": 2.0,
     "crop_margin": None,
@@ -182,6 +183,17 @@ def test_thin_components_are_kept_as_they_are() -> None:
     assert (report.small, report.slices, len(engine.encoded)) == (7, 0, 0)
     _, report = refine(image, coarse, engine, None, like(stride=1, min_depth=8.0))
     assert (report.small, report.accepted) == (0, 7)
+
+
+def test_where_pixels_are_large_nothing_is_refined() -> None:
+    image, coarse, _ = volumes()
+    engine = Threshold()
+    refined, report = refine(image, coarse, engine, None, like(stride=1, max_pixel=2.4))
+    np.testing.assert_array_equal(refined.voxels, coarse.voxels)
+    assert (report.accepted, report.slices, len(engine.encoded)) == (0, 0, 0)
+    assert report.blurred > 0
+    _, report = refine(image, coarse, engine, None, like(stride=1, max_pixel=2.5))
+    assert report.accepted > report.blurred == 0
 
 
 def test_the_answer_may_reach_beyond_the_box() -> None:

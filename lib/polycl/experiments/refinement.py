@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "score 0.9": {"min_score": 0.9},
     "thin components too": {"min_depth": 0.0},
     "depth 6 pixels": {"min_depth": 6.0},
+    "large pixels too": {"max_pixel": 100.0},
     "reach 2 mm": {"reach": 2.0},
     "reach 10 mm": {"reach": 10.0},
     "margin 0 mm": {"box_margin": 0.0},

@@ -32,6 +32,12 @@ class RefineParameters(BaseModel):
         description="and so are thinner ones: the least distance in pixels of their innermost pixel from outside; "
         "SAM's outline is off by a pixel, which is much of a thin structure",
     )
+    max_pixel: float = Field(
+        default=2.5,
+        gt=0,
+        description="nothing is refined where pixels are larger: SAM's outline, off by a pixel, is worse there than "
+        "the coarse one; a network that was trained on such CTs is asked all the same",
+    )
     box_margin: float = Field(default=2.0, ge=0, description="added to each side of a component's box")
     reach: float = Field(default=6.0, ge=0, description="how far beyond the component's bounds the answer may go")
     asks: tuple[Ask, ...] = Field(

@@ -19,6 +19,7 @@ class RefineReport:
         unreadable: those with values that are not finite, kept as they are.
         accepted, kept: components replaced by SAM's mask; components where the coarse one was the safer.
         small: components too small or too thin to ask about.
+        blurred: components not asked about because pixels are too large.
         changed_voxels: voxels whose label differs from the coarse one.
         seconds: by stage: encode, decode, total.
     """
@@ -33,6 +34,7 @@ class RefineReport:
     accepted: int = 0
     kept: int = 0
     small: int = 0
+    blurred: int = 0
     changed_voxels: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0, "total": 0.0})
 

@@ -174,6 +174,9 @@ class _Label:
         for z in np.flatnonzero(self.mask.any(axis=(0, 1))).tolist():
             pieces, small = self._pieces(z, EVERYTHING)
             self.report.small += small
+            if self.work.blurred:
+                self.report.blurred += len(pieces)
+                continue
             spans += [(piece.rows, piece.columns) for piece in pieces]
             if pieces:
                 slices.append(z)
@@ -283,6 +286,8 @@ class _Work:
         self.hu = canonical.voxels
         self.spacing: Spacing = (canonical.spacing[1], canonical.spacing[0])
         self.report = RefineReport(engine.name, engine.sha256)
+        self.blurred = engine.sight is None and max(self.spacing) > how.max_pixel
+        """Whether pixels are too large for an engine that knows no CT."""
 
     def run(
         self, out: NDArray[np.uint8], cache: EmbeddingCache, ids: Collection[int] | None, progress: Progress | None
