@@ -145,7 +145,7 @@ def cone(radius: float, slope: float = 0.2) -> NDArray[np.float32]:
 
 
 def test_its_say_grows_with_agreement() -> None:
-    sharp = {radius: np.where(disc(radius), 6.0, -6.0).astype(np.float32) for radius in (8, 9, 11, 16, 20)}
+    sharp = {radius: np.where(disc(radius), 6.0, -6.0).astype(np.float32) for radius in (8, 9, 14, 18, 20)}
     shares = [0.0 if (say := Say.of([(odds, disc(20))])) is None else say.share for odds in sharp.values()]
     assert shares == sorted(shares)
     assert shares[0] == 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 Odds = NDArray[np.float32]
-STRANGER, FRIEND = 0.45, 0.8
+STRANGER, FRIEND = 0.6, 0.8
 """Dice on annotated slices: up to the first a segmenter has no say, from the second on its full share."""
 SHARE = 0.7
 """What a segmenter's log-odds count at most, beside those of the network."""
@@ -153,9 +153,15 @@ class Say:
         """
         if not found:
             return None
-        scores = [float(np.mean([likeness(odds + shift > 0, mask) for odds, mask in found])) for shift in SHIFTS]
-        best = max(scores)
-        if best <= STRANGER:
+        scores = {float(shift): _agreement(found, float(shift)) for shift in SHIFTS}
+        good = [shift for shift, score in scores.items() if score >= max(scores.values()) - AS_GOOD]
+        shift = SHIFTED * min(good, key=abs)
+        agreement = _agreement(found, shift)
+        if agreement <= STRANGER:
             return None
-        good = [float(shift) for shift, score in zip(SHIFTS, scores, strict=True) if score >= best - AS_GOOD]
-        return cls(SHARE * min(1.0, (best - STRANGER) / (FRIEND - STRANGER)), SHIFTED * min(good, key=abs))
+        return cls(SHARE * min(1.0, (agreement - STRANGER) / (FRIEND - STRANGER)), shift)
+
+
+def _agreement(found: Sequence[tuple[Odds, Mask]], shift: float) -> float:
+    """Mean Dice of shifted log-odds with masks."""
+    return float(np.mean([likeness(odds + shift > 0, mask) for odds, mask in found]))
