@@ -90,7 +90,7 @@ def view(
     preprocessing: Preprocessing, options: Augmentation, random: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     chosen = one_slice()
-    seen = torch.from_numpy((chosen.hu > 0).astype(np.float32))
+    seen = torch.from_numpy((chosen.hu > 0).astype(np.float32))[None]
     return spatial_view(seen, chosen, preprocessing, options, random)
 
 
