@@ -64,14 +64,10 @@ class SliceGrid:
         wanted = np.array([neighbours(z, volume, beside) for z in range(start, stop)])
         different, channels = np.unique(wanted, return_inverse=True)
         slices = np.moveaxis(volume.voxels[x0:x1, y0:y1][:, :, different], 2, 0)
-        shown = self.shown(slices, window)
-        return shown[torch.from_numpy(channels.reshape(wanted.shape))]
-
-    def shown(self, slices: NDArray[np.generic], window: Window) -> torch.Tensor:
-        """Slices in HU over the box, `[B, x1 - x0, y1 - y0]`, as the network sees them: `[B, *padded]`."""
         hu = torch.from_numpy(np.array(slices, dtype=np.float32, order="C"))[:, None]
         seen = resize(window.apply(hu), self.size)[:, 0]
-        return F.pad(seen, (0, self.padded[1] - self.size[1], 0, self.padded[0] - self.size[0]))
+        shown = F.pad(seen, (0, self.padded[1] - self.size[1], 0, self.padded[0] - self.size[0]))
+        return shown[torch.from_numpy(channels.reshape(wanted.shape))]
 
     def restore(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits `[B, C, *padded]` to float32 `[B, C, x1 - x0, y1 - y0]` in the volume's own pixels of the box."""

@@ -126,6 +126,11 @@ class Group:
         return self.scene.engine.size // 4
 
     @property
+    def _small(self) -> FrameGrid:
+        """The grid of masks: what frames show, at the pixels of masks."""
+        return FrameGrid(self.region, self._side, self.grid.shape)
+
+    @property
     def _reach(self) -> int:
         """Pixels that a tube at 45 degrees moves from one slice to the next, not more than a tenth of the region."""
         pixels = self.scene.volume.spacing[2] / (self.region.side(self.scene.volume) / self._side)
@@ -192,16 +197,15 @@ class Group:
         plane = self.scene.guides.find(label, z)
         if plane is None:
             return None
-        return FrameGrid(self.region, self._side, self.grid.shape).shown(plane, outside=-LARGEST)
+        return self._small.shown(plane, outside=-LARGEST)
 
     def _on_frame(self, plane: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        small = FrameGrid(self.region, self._side, self.grid.shape)
-        seen: NDArray[np.bool_] = small.masks(plane[None])[0, 0].numpy() > 0
+        seen: NDArray[np.bool_] = self._small.masks(plane[None])[0, 0].numpy() > 0
         return seen
 
     def _values(self, z: int) -> NDArray[np.float32]:
         """HU of a slice at the pixels of masks."""
-        return FrameGrid(self.region, self._side, self.grid.shape).values(self.scene.volume, z)
+        return self._small.values(self.scene.volume, z)
 
     def _grow(self, outgrown: NDArray[np.bool_]) -> None:
         box = self.grid.extent(outgrown)

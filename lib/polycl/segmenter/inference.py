@@ -91,23 +91,21 @@ class Segmenter:
         self._clean(out, keep, seen, only is None)
         return result
 
-    def likelihood(
-        self, volume: Volume, label: str, progress: Progress | None = None, *, only: range | None = None
-    ) -> NDArray[np.int8]:
+    def likelihood(self, volume: Volume, label: str, progress: Progress | None = None) -> NDArray[np.int8]:
         """Log-odds of each voxel of a canonical CT in HU to be `label`, `[X, Y, Z]`, as `polycl.odds` packs them.
 
-        The least where `segment` would drop what it found, and on slices that were not looked at.
+        The least in the air around the body, and where `segment` would drop what it found.
         """
         index = self.header.labels[label]
         found = np.full(volume.shape, -odds.MOST, dtype=np.int8)
         grid = SliceGrid.of(volume, self.header.preprocessing.spacing, STRIDE)
         x0, x1, y0, y1 = grid.box
         seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
-        for slices, part in self._restored(volume, grid, only, seen, progress):
+        for slices, part in self._restored(volume, grid, None, seen, progress):
             likely = odds.packed(torch.logit(part.softmax(dim=1)[:, index], eps=FLOOR))
             found[x0:x1, y0:y1, slices] = np.moveaxis(likely, 0, 2)
         kept = np.where(found > 0, np.uint8(index), np.uint8(0))
-        self._clean(kept, {index}, seen, only is None)
+        self._clean(kept, {index}, seen, True)
         found[(found > 0) & (kept == 0)] = -odds.MOST
         return found
 
