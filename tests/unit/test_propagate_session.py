@@ -1,13 +1,17 @@
 """Propagation with an engine that follows bright things: directions, stops, corrections, several objects, grids."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from fake_sam2 import FakeSam2
 from polycl.errors import InputError
+from polycl.propagate.engine import Features, Recall, Tracked
 from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.seeds import Seed, from_labels
 from polycl.propagate.session import Cancelled, Propagation
@@ -42,6 +46,33 @@ BODY = cylinder(30, 25, 8, 10, 30)
 @pytest.fixture
 def engine() -> FakeSam2:
     return FakeSam2()
+
+
+class Shrinking(FakeSam2):
+    """Makes a mask a pixel smaller on each slice, without being sure of it."""
+
+    def track(self, features: Sequence[Features], recalls: Sequence[Recall]) -> list[Tracked]:
+        results = []
+        for recall in recalls:
+            inner = ndimage.binary_erosion(recall.previous.numpy() > 0)
+            logits = torch.where(torch.from_numpy(inner), 6.0, -1.0)
+            results.append(self._tracked(logits > 0 if recall.hint is None else recall.hint.blend(logits) > 0))
+        return results
+
+
+@pytest.mark.parametrize(("around", "kept"), [(-100, True), (100, False)])
+def test_tissue_that_stays_keeps_a_mask_from_shrinking_where_it_is_distinct(around: int, kept: bool) -> None:
+    voxels = ct(BODY).voxels
+    voxels[..., 10:30][~BODY[..., 10:30]] = around
+    image = Volume(voxels, np.diag([*SPACING, 1.0]))
+    scores = []
+    for tissue in (0.0, 2.0):
+        session = Propagation(image, Shrinking(), parameters=PropagateParameters(tissue=tissue, edges=False))
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        scores.append(dice(session.run().voxels == 1, BODY))
+    assert (scores[1] > 0.9) == kept
+    assert (scores[1] > scores[0]) == kept
+    assert scores[0] < 0.6
 
 
 class TestDirections:

@@ -62,6 +62,19 @@ class Hint:
 
 
 @dataclass(frozen=True, eq=False)
+class Lean:
+    """What speaks for an object, or against it, on a frame: log-odds [S / 4, S / 4], 0 where nothing does."""
+
+    odds: NDArray[np.float32]
+
+    def blend(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [S / 4, S / 4] of the network, none beyond `LARGEST`, and these."""
+        import torch
+
+        return logits.clamp(-LARGEST, LARGEST) + torch.from_numpy(self.odds).to(logits)
+
+
+@dataclass(frozen=True, eq=False)
 class Memory:
     """What one frame leaves for the next about one object.
 
@@ -107,7 +120,7 @@ class Recall:
     pointers: tuple[tuple[int, Memory], ...]
     reach: int
     previous: Any = None
-    hint: Hint | None = None
+    hint: Hint | Lean | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

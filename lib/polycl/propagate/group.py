@@ -17,6 +17,7 @@ from polycl.propagate.guides import Say
 from polycl.propagate.runs import Mark, Run, plan
 from polycl.propagate.seeds import Seed, union
 from polycl.propagate.sweep import Found, Lane, Sweep
+from polycl.propagate.tissue import Tissue
 
 TRIED_ON = 3
 """Annotated slices on which it is tried how outlines follow the CT."""
@@ -146,10 +147,12 @@ class Group:
     def _lane(self, run: Run) -> Lane:
         tracked = {mark: self._prompted[run.label, mark] for mark in run.marks}
         start: NDArray[np.bool_] = (tracked[run.start].logits > 0).cpu().numpy()
-        looks = Looks.of(self._values(run.start.z), start)
+        values = self._values(run.start.z)
+        looks = Looks.of(values, start)
+        tissue = Tissue.of(values, start) if self.scene.how.tissue else None
         ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges, looks)
         memories = {mark: one.memory for mark, one in tracked.items()}
-        return Lane(run, ending, tracked[run.start].logits.half().cpu(), memories, self._say(run))
+        return Lane(run, ending, tracked[run.start].logits.half().cpu(), memories, self._say(run), tissue)
 
     def _say(self, run: Run) -> Say | None:
         """How a segmenter is heard in a run, by how well it agrees with the seeds of it."""

@@ -31,6 +31,12 @@ class PropagateParameters(BaseModel):
         gt=0,
         description="HU that the median of a slice may be off the seed's, before it counts as absent",
     )
+    tissue: float = Field(
+        default=2.0,
+        ge=0,
+        description="log-odds that an object's own kind of tissue, where it was one slice before, counts at most, "
+        "unless a segmenter knows the object; less the more of the same is around it",
+    )
     share: float = Field(
         default=1.5,
         ge=1,

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from polycl.propagate.ending import Ending
-from polycl.propagate.engine import Hint, Memory, Recall, Tracked, VideoEngine
+from polycl.propagate.engine import Hint, Lean, Memory, Recall, Tracked, VideoEngine
 from polycl.propagate.features import SliceFeatures
 from polycl.propagate.guides import Say
 from polycl.propagate.runs import Mark, Run, recall
+from polycl.propagate.tissue import Tissue
 
 Known = Callable[[int, int], NDArray[np.float32] | None]
 """How likely a segmenter finds a label on a slice, over the frame, log-odds [s, s]; None if it does not know it."""
@@ -31,6 +32,7 @@ class Lane:
     start: torch.Tensor
     seeds: Mapping[Mark, Memory]
     say: Say | None = None
+    tissue: Tissue | None = None
     done: int = 0
     last: dict[int, Memory] = field(default_factory=dict)
     logits: list[torch.Tensor] = field(default_factory=list)
@@ -44,7 +46,13 @@ class Lane:
         """Log-odds [s, s] that a segmenter finds, with as much of a say as it has here; None if it has none."""
         return None if known is None or self.say is None else Hint(known + self.say.shift, self.say.share)
 
-    def recall(self, engine: VideoEngine, depth: int, hint: Hint | None) -> Recall:
+    def lean(self, values: NDArray[np.float32]) -> Lean | None:
+        """What the HU [s, s] of the next slice say, if they say anything."""
+        if self.tissue is None:
+            return None
+        return self.tissue.lean(values, self.ending.last, self.ending.how.tissue)
+
+    def recall(self, engine: VideoEngine, depth: int, hint: Hint | Lean | None) -> Recall:
         """What the next slice looks back at."""
         looks = recall(
             self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
@@ -100,11 +108,15 @@ class Sweep:
         while active:
             features = self.features.get([lane.z for lane in active], self._later(active))
             hints = [lane.hint(self.known(lane.run.label, lane.z)) for lane in active]
-            recalls = [lane.recall(self.engine, self.depth, hint) for lane, hint in zip(active, hints, strict=True)]
+            values = [self.values(lane.z) for lane in active]
+            recalls = [
+                lane.recall(self.engine, self.depth, hint or lane.lean(seen))
+                for lane, hint, seen in zip(active, hints, values, strict=True)
+            ]
             results = self.engine.track([features[lane.z] for lane in active], recalls)
             count, going = 0, []
-            for lane, result, hint in zip(active, results, hints, strict=True):
-                goes_on = lane.take(result, self._remembered, hint, self.values(lane.z))
+            for lane, result, hint, seen in zip(active, results, hints, values, strict=True):
+                goes_on = lane.take(result, self._remembered, hint, seen)
                 if lane.ending.kept[-1] and (lane.ending.last & self.rim).any():
                     return lane.ending.last
                 count += 1 if goes_on else 1 + len(lane.run.slices) - lane.done

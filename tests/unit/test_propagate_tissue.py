@@ -1,0 +1,64 @@
+"""What an object's tissue says about the next slice: how distinct it is, and for and against which pixels it speaks."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from polycl.propagate.engine import LARGEST, Lean
+from polycl.propagate.tissue import LEAST, RIM, Tissue
+
+pytestmark = pytest.mark.unit
+SIDE = 32
+
+
+def disk(radius: float, row: float = 16, column: float = 16) -> NDArray[np.bool_]:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    return (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+
+
+def plane(inside: float, outside: float, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    noise = np.random.default_rng(0).normal(0, 10, (SIDE, SIDE))
+    return (np.where(mask, inside, outside) + noise).astype(np.float32)
+
+
+def test_an_object_in_fat_is_distinct_and_one_in_its_own_kind_tells_nothing() -> None:
+    mask = disk(8)
+    tissue = Tissue.of(plane(40, -100, mask), mask)
+    assert tissue is not None
+    assert tissue.median == pytest.approx(40, abs=3)
+    assert tissue.deviation == pytest.approx(10, abs=2)
+    assert tissue.distinct == 1
+    assert Tissue.of(plane(40, 42, mask), mask) is None
+    assert Tissue.of(np.full((SIDE, SIDE), np.nan, np.float32), mask) is None
+
+
+def test_some_of_the_same_around_it_makes_it_tell_less() -> None:
+    mask, beside = disk(8), disk(4, 16, 27)
+    alone, touched = (Tissue.of(plane(40, -100, one), mask) for one in (mask, mask | beside))
+    assert alone is not None
+    assert touched is not None
+    assert 0 < touched.distinct < alone.distinct
+
+
+def test_it_speaks_for_tissue_that_stayed_and_against_what_came_instead() -> None:
+    mask = disk(8)
+    tissue = Tissue(median=40, deviation=LEAST, distinct=0.5)
+    hu = np.full((SIDE, SIDE), 40, np.float32)
+    hu[:, 16:] = 20  # neither alike nor unlike
+    hu[:10] = -100
+    hu[20, 12] = np.nan
+    odds = tissue.lean(hu, mask, 2.0).odds
+    assert odds[14, 12] == 1.0
+    assert odds[14, 20] == 0.0
+    assert odds[9, 14] == -1.0
+    assert odds[20, 12] == 0.0
+    assert odds[16, 8] == RIM
+    assert odds[16, 7] == 0.0
+    assert set(np.unique(odds)) == {-1.0, 0.0, RIM, 1.0}
+
+
+def test_a_lean_adds_to_what_the_network_finds() -> None:
+    logits = torch.tensor([[-1.0, 1.0], [-1024.0, 20.0]])
+    lean = Lean(np.array([[1.5, -1.5], [1.0, 0.0]], np.float32))
+    torch.testing.assert_close(lean.blend(logits), torch.tensor([[0.5, -0.5], [1 - LARGEST, LARGEST]]))
