@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from polycl.propagate.engine import LARGEST, Lean
-from polycl.propagate.tissue import LEAST, RIM, Tissue
+from polycl.propagate.tissue import JOINS, KEPT_OUT, LEAST, Tissue
 
 pytestmark = pytest.mark.unit
 SIDE = 32
@@ -45,17 +45,19 @@ def test_it_speaks_for_tissue_that_stayed_and_against_what_came_instead() -> Non
     mask = disk(8)
     tissue = Tissue(median=40, deviation=LEAST, distinct=0.5)
     hu = np.full((SIDE, SIDE), 40, np.float32)
-    hu[:, 16:] = 20  # neither alike nor unlike
+    hu[:, 16:] = 22  # neither alike nor unlike
     hu[:10] = -100
     hu[20, 12] = np.nan
     odds = tissue.lean(hu, mask, 2.0).odds
     assert odds[14, 12] == 1.0
     assert odds[14, 20] == 0.0
     assert odds[9, 14] == -1.0
+    assert odds[8, 13] == -KEPT_OUT
+    assert odds[7, 13] == 0.0
     assert odds[20, 12] == 0.0
-    assert odds[16, 8] == RIM
+    assert odds[16, 8] == JOINS
     assert odds[16, 7] == 0.0
-    assert set(np.unique(odds)) == {-1.0, 0.0, RIM, 1.0}
+    assert set(np.unique(odds)) == {-KEPT_OUT, -1.0, 0.0, JOINS, 1.0}
 
 
 def test_a_lean_adds_to_what_the_network_finds() -> None:

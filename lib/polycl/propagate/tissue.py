@@ -20,15 +20,19 @@ from polycl.propagate.engine import Lean
 Mask = NDArray[np.bool_]
 Values = NDArray[np.floating[Any]]
 ALIKE, UNLIKE = 2.0, 3.0
-"""Deviations from the median: within the first a pixel looks like the object, beyond the second it does not."""
+"""Deviations from the median: within the first a pixel of the last mask still looks like the object, beyond the second
+it does not."""
+CLOSE, APART = 1.0, 2.5
+"""The same for a pixel just outside of it. It must look more like the object to join it, and less so to be kept out."""
 LEAST = 8.0
 """HU of the deviation, at least: CT is that noisy."""
 NEAR, FAR = 1, 3
 """Pixels of masks from the outline: between these lies what the object is compared with."""
 BLENDS = 0.3
 """From this share on that looks like the object around it, its tissue tells nothing."""
-RIM = 0.5
-"""What a pixel just outside the last mask counts, beside one in it."""
+JOINS, KEPT_OUT = 0.5, 1.5
+"""What these count, beside a pixel of the last mask: objects grow less often than they stay, and what grew into a
+neighbour of like HU stays there."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Tissue:
         rim = ndimage.binary_dilation(last) & ~last
         odds = np.zeros(values.shape, np.float32)
         odds[last & (off < ALIKE)] = 1
-        odds[rim & (off < ALIKE)] = RIM
         odds[last & (off > UNLIKE)] = -1
+        odds[rim & (off < CLOSE)] = JOINS
+        odds[rim & (off > APART)] = -KEPT_OUT
         return Lean(most * self.distinct * odds)
