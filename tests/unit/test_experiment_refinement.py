@@ -79,7 +79,7 @@ def test_within_reach_of_each_component_on_its_slice() -> None:
     coarse[10:15, 10:15, 1] = 1
     reference[4:28, 12, :] = 1
     affine = np.diag([2.0, 2.0, 5.0, 1.0])
-    result = within_reach(Volume(coarse, affine), Volume(reference, affine), RefineParameters(reach=6.0)).voxels
+    result = within_reach(Volume(coarse, affine), Volume(reference, affine), RefineParameters(reach=3.0)).voxels
     assert np.flatnonzero(result[:, 12, 1]).tolist() == list(range(7, 18))
     assert result.sum() == 11
 

@@ -22,7 +22,7 @@ AFFINE = np.array([[2.0, 0, 0, -30], [0, 2.5, 0, 12], [0, 0, 4.0, 50], [0, 0, 0,
 PLAIN = {
     "window": "soft-tissue",
     "asks": ["box+point+mask"],
-    "rounds": 1,
+    "passes": 1,
     "min_area": 60.0,
     "min_depth": 0.0,
     "max_pixel": 100.0,
@@ -35,7 +35,8 @@ PLAIN = {
     "min_consent": 0.0,
     "band": 4.0,
     "stride": 4,
-    "smooth": True,
+    "through_plane": 0.0,
+    "hold": 0.0,
 }
 """One question a component, on whole slices: the defaults may change, what they mean does not."""
 
@@ -44,7 +45,7 @@ def like(**changes: Any) -> RefineParameters:
     return RefineParameters(**(PLAIN | changes))
 
 
-ALWAYS = like(stride=1, band=None, smooth=False)
+ALWAYS = like(stride=1, band=None)
 
 
 class Threshold:
@@ -222,21 +223,22 @@ def test_asked_again_about_its_answer_it_goes_on() -> None:
     coarse[:7] = 0
     how = like(asks=["box"], stride=1, band=None, box_margin=2.0, reach=8.0, min_agreement=0.5)
     missing = []
-    for rounds in (1, 3, 4):
+    for passes in (1, 3, 4):
         engine = Threshold()
-        refined, report = refine(image, Volume(coarse, AFFINE), engine, None, how.model_copy(update={"rounds": rounds}))
+        refined, report = refine(image, Volume(coarse, AFFINE), engine, None, how.model_copy(update={"passes": passes}))
         missing.append(int((truth > 0).sum() - (refined.voxels > 0).sum()))
-        assert len(engine.prompts) == 14 * rounds
+        assert len(engine.prompts) == 14 * passes
         assert report.accepted == 14
     assert missing[0] > missing[1] == missing[2] == 0
 
 
-def test_what_is_asked_again_has_the_limits_of_the_first_time() -> None:
+def test_no_pass_goes_beyond_the_band_around_the_coarse_mask() -> None:
     image, _, truth = volumes()
     coarse = truth.copy()
     coarse[:7] = 0
-    how = like(asks=["box"], stride=1, band=None, box_margin=2.0, reach=2.0, min_agreement=0.5, rounds=4)
+    how = like(asks=["box"], stride=1, band=2.0, box_margin=2.0, reach=2.0, min_agreement=0.5, passes=4)
     refined, _ = refine(image, Volume(coarse, AFFINE), Threshold(), None, how)
+    assert refined.voxels[6].any()
     assert not refined.voxels[:6].any()
     empty, report = refine(image, Volume(coarse, AFFINE), Threshold(bias=-20), None, how)
     np.testing.assert_array_equal(empty.voxels, coarse)
@@ -269,12 +271,36 @@ def test_the_band_limits_how_far_the_edge_moves() -> None:
     assert held.voxels[12, 17, 4] == 1
 
 
-def test_smoothing_reverts_a_change_that_both_neighbours_deny() -> None:
+def test_what_one_slice_says_is_weighed_with_those_beside_it() -> None:
     image, _, truth = volumes()
     image.voxels[12, 17, 4] = -60
-    parameters = like(stride=1, band=None)
-    smoothed, _ = refine(image, Volume(truth, AFFINE), Threshold(), None, parameters)
-    assert smoothed.voxels[12, 17, 4] == 1
+    for through_plane, found in ((0.0, 0), (4.0, 1)):
+        how = like(stride=1, band=None, through_plane=through_plane)
+        refined, _ = refine(image, Volume(truth, AFFINE), Threshold(), None, how)
+        assert refined.voxels[12, 17, 4] == found
+
+
+def test_a_label_on_one_slice_stays_there() -> None:
+    image, coarse, truth = volumes()
+    for voxels in (coarse.voxels, truth):
+        voxels[:, :, :4] = 0
+        voxels[:, :, 5:] = 0
+    refined, _ = refine(image, coarse, Threshold(), None, like(through_plane=20.0))
+    np.testing.assert_array_equal(refined.voxels, truth)
+
+
+def test_an_even_mask_holds_its_own_and_a_ragged_one_does_not() -> None:
+    image, even, truth = volumes()
+    ragged = np.stack([np.roll(truth[:, :, z], z % 2, axis=0) for z in range(SHAPE[2])], axis=2)
+    bumps = image.voxels.copy()
+    bumps[12:14, 5:7, 2:8:2] = 120  # SAM finds them on every other slice
+    for hold, kept in ((0.0, False), (20.0, True)):
+        refined, report = refine(image.with_voxels(bumps), even, Threshold(), None, like(stride=1, hold=hold))
+        assert np.array_equal(refined.voxels, even.voxels) == kept
+        assert report.hold == {1: hold, 2: hold}
+        refined, report = refine(image, Volume(ragged, AFFINE), Threshold(), None, like(stride=1, hold=hold))
+        np.testing.assert_array_equal(refined.voxels, truth)
+        assert report.hold == {1: 0, 2: 0}
 
 
 def test_sam_sees_the_region_around_the_organ() -> None:
@@ -350,7 +376,7 @@ def test_the_window_is_around_the_inside_of_each_organ() -> None:
     hu, truth, coarse = scene()
     hu[truth == 2] = 410
     engine = Threshold()
-    how = like(window=None, contrast=100.0, asks=["box"], stride=1, smooth=False, band=None)
+    how = like(window=None, contrast=100.0, asks=["box"], stride=1, band=None)
     refine(Volume(hu, AFFINE), Volume(coarse, AFFINE), engine, None, how)
     first, second = engine.encoded[0], engine.encoded[7]
     assert len(engine.encoded) == 14

@@ -39,7 +39,17 @@ CEILING = "boxes of the reference"
 """SAM's own masks where the boxes are right: what boxes from a coarse mask can at most come to."""
 WITHIN = "reference within reach"
 """The reference itself wherever the coarse mask lets SAM look: what no refinement here can surpass."""
-FREE = {"rounds": 1, "min_depth": 0.0, "min_agreement": 0.0, "min_score": -10.0, "min_consent": 0.0, "band": None}
+FREE = {
+    "max_pixel": 1000.0,
+    "passes": 1,
+    "through_plane": 0.0,
+    "hold": 0.0,
+    "min_depth": 0.0,
+    "min_agreement": 0.0,
+    "min_score": -10.0,
+    "min_consent": 0.0,
+    "band": None,
+}
 """SAM's mask of each component, whatever it is."""
 VARIANTS: dict[str, dict[str, Any]] = {
     PROPOSED: {},
@@ -48,8 +58,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "box and mask, no gate": FREE | {"asks": ["box+mask"]},
     "box, point and mask, no gate": FREE | {"asks": ["box+point+mask"]},
     "mean of three, no gate": FREE,
-    "one round": {"rounds": 1},
-    "three rounds": {"rounds": 3},
+    "one pass": {"passes": 1},
+    "three passes": {"passes": 3},
+    "slice by slice": {"through_plane": 0.0},
+    "through-plane 1.5 mm": {"through_plane": 1.5},
+    "through-plane 5 mm": {"through_plane": 5.0},
+    "no hold": {"hold": 0.0},
+    "hold 1": {"hold": 1.0},
+    "hold 4": {"hold": 4.0},
     "no least consent": {"min_consent": 0.0},
     "consent 0.8": {"min_consent": 0.8},
     "consent 0.9": {"min_consent": 0.9},
@@ -65,7 +81,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "margin 5 mm": {"box_margin": 5.0},
     "band 5 mm": {"band": 5.0},
     "no band": {"band": None},
-    "smoothing": {"smooth": True},
     "every slice": {"stride": 1},
 }
 ANOTHER_LOOK: dict[str, dict[str, Any]] = {
@@ -212,14 +227,14 @@ def parameters(variant: str) -> RefineParameters:
 
 
 def within_reach(coarse: Volume, reference: Volume, how: RefineParameters) -> Volume:
-    """The reference where it is within reach of a component of the coarse mask on the same slice."""
+    """The reference where all passes together can reach from a component of the coarse mask on the same slice."""
     result = coarse.with_voxels(np.zeros_like(coarse.voxels))
     masks = [volume.canonical() for volume in (coarse, reference, result)]
     spacing = (masks[0].spacing[1], masks[0].spacing[0])
     for z in range(masks[0].shape[2]):
         before, right, out = (to_image(mask.voxels[:, :, z]) for mask in masks)
         for piece in pieces_of(before > 0, 1, spacing, how.model_copy(update={"min_depth": 0.0, "min_area": 0.0}))[0]:
-            box = padded(piece, spacing, how.reach)
+            box = padded(piece, spacing, how.reach * how.passes)
             out[box] = right[box]
     return result
 

@@ -45,7 +45,7 @@ class RefineParameters(BaseModel):
         min_length=1,
         description="what SAM is told of a component, its innermost pixel being the point; the answers are averaged",
     )
-    rounds: int = Field(default=2, ge=1, le=4, description="times that SAM is asked, then about its last answer")
+    passes: int = Field(default=2, ge=1, le=4, description="times that SAM is asked, then about what came of it")
     crop_margin: float | None = Field(
         default=20.0,
         ge=0,
@@ -68,7 +68,15 @@ class RefineParameters(BaseModel):
         le=1,
         description="a slice changed less than to this Dice lets the ones beside it be skipped",
     )
-    smooth: bool = Field(default=False, description="where SAM changed a pixel, ask the two slices beside it too")
+    through_plane: float = Field(
+        default=3.0, ge=0, description="standard deviation of the average of what SAM says through the plane; 0: none"
+    )
+    hold: float = Field(
+        default=2.0,
+        ge=0,
+        description="log-odds that each mm from the component's edge counts for the coarse mask, beside SAM's, which "
+        "are at most 8: so much for a mask that is even through the plane, less the more ragged it is",
+    )
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -6,7 +6,7 @@ Arrays here are slices as SAM sees them: [rows, columns], top = front, left = th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -44,10 +44,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """What replaces a piece, in the part `region` of the slice; `before` is the piece there.
+class Claim:
+    """What a label is to be in the part `region` of a slice, where it was `before`.
 
-    `strength` is how sure SAM is of each pixel: a logit, infinite where it had no say.
+    `strength` is how sure one is of each pixel: log-odds, below 0 outside.
     """
 
     label: int
@@ -55,6 +55,12 @@ class Accepted:
     before: NDArray[np.bool_]
     mask: NDArray[np.bool_]
     strength: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Accepted(Claim):
+    """What SAM makes of a piece, if it is trusted, and its Dice with the piece."""
+
     agreement: float
 
 
@@ -121,32 +127,16 @@ def together(piece: Piece, answers: Sequence[Masks], spacing: Spacing, reach: fl
     return Answer(mean, float(np.mean(scores)), min(agreed, default=1.0))
 
 
-def answered(piece: Piece, answer: Answer, spacing: Spacing, reach: float) -> Piece | None:
-    """The answer as a piece to ask about again; None where nothing is left of it."""
-    rows, columns = padded(piece, spacing, reach)
-    mask = np.zeros_like(piece.mask)
-    mask[rows, columns] = _touching(answer.logits[rows, columns] > 0, piece.mask[rows, columns])
-    if not mask.any():
-        return None
-    bounds = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return Piece(piece.label, mask, *bounds)
-
-
 def judge(piece: Piece, answer: Answer, spacing: Spacing, how: RefineParameters) -> Accepted | None:
-    """The answer within the piece's reach and band, if it is trusted; None keeps the piece as it is."""
+    """The answer within the piece's reach, if it is trusted; None keeps the piece as it is."""
     rows, columns = padded(piece, spacing, how.reach)
     coarse = piece.mask[rows, columns]
     logits = answer.logits[rows, columns]
-    mask = _touching(logits > 0, coarse)
+    mask = touching(logits > 0, coarse)
     agreement = dice(mask, coarse) or 0.0
     if agreement < how.min_agreement or answer.score < how.min_score or answer.consent < how.min_consent:
         return None
-    strength = logits.astype(np.float32)
-    if how.band is not None:
-        settled = _edge_distance(coarse, spacing) > how.band
-        mask[settled] = coarse[settled]
-        strength[settled & coarse] = np.inf
-        agreement = dice(mask, coarse) or 0.0
+    strength = np.where((logits > 0) & ~mask, -np.inf, logits).astype(np.float32)
     return Accepted(piece.label, (rows, columns), coarse, mask, strength, agreement)
 
 
@@ -160,32 +150,23 @@ def padded(piece: Piece, spacing: Spacing, margin: float) -> Region:
     return rows, columns
 
 
-def moved(accepted: Accepted, seen: Region) -> Accepted:
-    """The same on the whole slice, of which `seen` is what SAM saw."""
-    starts = [part.start or 0 for part in seen]
-    rows, columns = (
-        slice(part.start + start, part.stop + start) for part, start in zip(accepted.region, starts, strict=True)
-    )
-    return replace(accepted, region=(rows, columns))
+def compose(labels: NDArray[np.uint8], claims: Sequence[Claim]) -> None:
+    """Put the masks of claims into the `labels` [rows, columns] of a slice, in place.
 
-
-def compose(labels: NDArray[np.uint8], accepted: Sequence[Accepted]) -> None:
-    """Put the accepted masks into the `labels` [rows, columns] of a slice, in place.
-
-    What they do not replace stays. Where two claim a pixel, the one SAM is surer of has it.
+    What they do not replace stays. Where two claim a pixel, the surer one has it.
     """
-    for new in accepted:
+    for new in claims:
         labels[new.region][new.before] = 0
     free = labels == 0
     best = np.full(labels.shape, -np.inf, np.float32)
-    for new in accepted:
+    for new in claims:
         here, surest = labels[new.region], best[new.region]
         wins = free[new.region] & new.mask & ((new.strength > surest) | (here == 0))
         here[wins] = new.label
         surest[wins] = new.strength[wins]
 
 
-def _touching(candidate: NDArray[np.bool_], coarse: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def touching(candidate: NDArray[np.bool_], coarse: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The components of `candidate` that share a pixel with `coarse`."""
     components, count = ndimage.label(candidate, EIGHT_NEIGHBOURS)
     kept = np.zeros(count + 1, dtype=bool)
@@ -195,7 +176,7 @@ def _touching(candidate: NDArray[np.bool_], coarse: NDArray[np.bool_]) -> NDArra
     return touching
 
 
-def _edge_distance(mask: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float64]:
+def edge_distance(mask: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float64]:
     """Distance in mm of each pixel to the nearest one on the other side of the mask's edge."""
     if mask.all():
         return np.zeros(mask.shape)

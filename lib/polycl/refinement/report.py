@@ -20,6 +20,7 @@ class RefineReport:
         accepted, kept: components replaced by SAM's mask; components where the coarse one was the safer.
         small: components too small or too thin to ask about.
         blurred: components not asked about because pixels are too large.
+        hold: by label, log-odds that each mm from the coarse outline counted beside SAM's.
         changed_voxels: voxels whose label differs from the coarse one.
         seconds: by stage: encode, decode, total.
     """
@@ -35,6 +36,7 @@ class RefineReport:
     kept: int = 0
     small: int = 0
     blurred: int = 0
+    hold: dict[int, float] = field(default_factory=dict)
     changed_voxels: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "decode": 0.0, "total": 0.0})
 

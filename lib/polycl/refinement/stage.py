@@ -21,17 +21,17 @@ from polycl.refinement.pieces import (
     EIGHT_NEIGHBOURS,
     Accepted,
     Answer,
+    Claim,
     Piece,
     Spacing,
-    answered,
     compose,
     judge,
-    moved,
     pieces_of,
     prompts_for,
     together,
 )
 from polycl.refinement.report import RefineReport
+from polycl.refinement.votes import Odds, count, weight
 from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
 from polycl.sam.engine import Sight
 from polycl.sam.regions import Region, region_around
@@ -42,7 +42,7 @@ from polycl.window import Window, seen_through
 
 Progress = Callable[[int, int], None]
 """Called with slices done and slices in all; may raise to stop."""
-EVERYTHING: Region = (slice(None), slice(None))
+WHOLE: Region = (slice(None), slice(None))
 LEVEL_STEP = 10
 """HU."""
 OWN_CACHE_BYTES = 1 << 28
@@ -83,8 +83,6 @@ def refine(
     cache = EmbeddingCache(OWN_CACHE_BYTES) if cache is None else cache
     with cache.serving():
         touched = work.run(out, cache, labels, progress)
-    if work.how.smooth:
-        smooth_changes(out, before, touched)
     work.report.changed_voxels = sum(int(np.count_nonzero(out[:, :, z] != before[:, :, z])) for z in touched)
     work.report.seconds["total"] = time.perf_counter() - started
     return result, work.report
@@ -107,24 +105,6 @@ def levels(count: int, stride: int) -> Iterator[dict[int, tuple[int, ...]]]:
         stride = half
 
 
-def smooth_changes(out: NDArray[np.uint8], before: NDArray[np.uint8], slices: Collection[int]) -> None:
-    """Where a slice of `slices` changed, two of {below, itself, above} that agree decide; in place, canonical axes.
-
-    Only labels that the coarse mask had on the slice can come, so nothing is invented.
-    """
-    refined = {
-        z + near: out[:, :, z + near].copy() for z in slices for near in (-1, 0, 1) if 0 <= z + near < out.shape[2]
-    }
-    for z in slices:
-        here = refined[z]
-        below, above = refined.get(z - 1, here), refined.get(z + 1, here)
-        known = np.zeros(256, dtype=bool)
-        known[before[:, :, z]] = True
-        known[0] = True
-        replace = (here != before[:, :, z]) & (below == above) & known[below]
-        out[:, :, z][replace] = below[replace]
-
-
 class _Label:
     """The refinement of one label: the pieces of each slice, what SAM sees of it, and the report that fills up."""
 
@@ -135,15 +115,37 @@ class _Label:
         self.label = label
         self.slices, self.region = self._survey()
         window = self._window()
-        region = None if self.region == EVERYTHING else self.region
+        region = None if self.region == WHOLE else self.region
         self.encoder = SliceEncoder(work.volume, work.engine, window, cache, region)
         shape = to_image(self.mask[:, :, 0])[self.region].shape
         tiles = self.how.tiles if work.engine.sight is None else 1  # it would see each slice too small
         self.mosaic = Mosaic(tiles, (shape[0], shape[1]))
 
-    def run(self, step: Callable[[int], None]) -> dict[int, list[Accepted]]:
-        """What is accepted, by slice. `step` is told how many slices were done."""
+    def run(self, step: Callable[[int], None]) -> dict[int, Claim]:
+        """The label on the slices where pieces were replaced. `step` is told how many slices were done."""
+        coarse = self._masks()
+        pictures, accepted = self._look(step)
+        hold = weight(self.how, coarse, accepted)
+        self.report.hold[self.label] = round(hold, 2)
+        odds: dict[int, Odds] = {}
+        for remaining in range(self.how.passes - 1, -1, -1):
+            odds |= count(coarse, self._masks(), accepted, (*self.spacing, self.work.between), hold, self.how)
+            for z in accepted:
+                to_image(self.mask[:, :, z])[self.region] = odds[z] > 0
+            if remaining:
+                accepted = self._again(pictures, step)
+                step(len(self.slices) - sum(map(len, pictures)))
+        return {z: Claim(self.label, self.region, coarse[z], one > 0, one) for z, one in odds.items()}
+
+    def _masks(self) -> dict[int, NDArray[np.bool_]]:
+        """The label as it is, in what SAM sees, on the slices that hold it."""
+        slices = np.flatnonzero(self.mask.any(axis=(0, 1))).tolist()
+        return {z: to_image(self.mask[:, :, z])[self.region].copy() for z in slices}
+
+    def _look(self, step: Callable[[int], None]) -> tuple[list[list[int]], dict[int, list[Accepted]]]:
+        """The slices that SAM saw, picture by picture, and what is accepted on them."""
         accepted: dict[int, list[Accepted]] = {}
+        pictures: list[list[int]] = []
         still: set[int] = set()
         for level in levels(len(self.slices), self.how.stride):
             skipped = {position for position, around in level.items() if around and still.issuperset(around)}
@@ -153,10 +155,20 @@ class _Label:
             seen = [z for z in wanted if self._readable(z)]
             step(len(wanted) - len(seen))
             for start in range(0, len(seen), self.mosaic.room):
-                some = seen[start : start + self.mosaic.room]
-                accepted |= self._together(some)
-                step(len(some))
+                pictures.append(seen[start : start + self.mosaic.room])
+                accepted |= self._together(pictures[-1], report=True)
+                self.report.encoded += len(pictures[-1])
+                self.report.encodings += 1
+                step(len(pictures[-1]))
             still |= {position for position in level if self._settled(accepted.get(self.slices[position], []))}
+        return pictures, accepted
+
+    def _again(self, pictures: list[list[int]], step: Callable[[int], None]) -> dict[int, list[Accepted]]:
+        """What is accepted where SAM is asked about what came of its answers."""
+        accepted: dict[int, list[Accepted]] = {}
+        for some in pictures:
+            accepted |= self._together(some, report=False)
+            step(len(some))
         return accepted
 
     def _settled(self, accepted: list[Accepted]) -> bool:
@@ -172,7 +184,7 @@ class _Label:
         """
         slices, spans = [], []
         for z in np.flatnonzero(self.mask.any(axis=(0, 1))).tolist():
-            pieces, small = self._pieces(z, EVERYTHING)
+            pieces, small = self._pieces(z, WHOLE)
             self.report.small += small
             if self.work.blurred:
                 self.report.blurred += len(pieces)
@@ -181,11 +193,11 @@ class _Label:
             if pieces:
                 slices.append(z)
         if not slices:
-            return slices, EVERYTHING
+            return slices, WHOLE
         if (sight := self.work.engine.sight) is not None:
             return slices, self._region_of(sight, spans)
         if self.how.crop_margin is None:
-            return slices, EVERYTHING
+            return slices, WHOLE
         sides = []
         for axis, length in enumerate(to_image(self.mask[:, :, 0]).shape):
             low, high = min(span[axis].start for span in spans), max(span[axis].stop for span in spans)
@@ -230,21 +242,20 @@ class _Label:
         self.report.kept += len(self._pieces(z, self.region)[0])
         return False
 
-    def _together(self, slices: Sequence[int]) -> dict[int, list[Accepted]]:
-        """What is accepted on slices that SAM sees in one picture; slices without are left out."""
+    def _together(self, slices: Sequence[int], *, report: bool) -> dict[int, list[Accepted]]:
+        """What is accepted on slices that SAM sees in one picture; slices without are left out. `report`: count it."""
         started = time.perf_counter()
         embedding = self.encoder.mosaic(slices, self.mosaic)
         encoded = time.perf_counter()
-        self.report.encoded += len(slices)
-        self.report.encodings += 1
         accepted = {}
         for number, z in enumerate(slices):
             pieces, _ = self._pieces(z, self.region)
             answers = self._answers(pieces, embedding, number)
             judged = [judge(piece, one, self.spacing, self.how) for piece, one in zip(pieces, answers, strict=True)]
             new = [one for one in judged if one is not None]
-            self.report.accepted += len(new)
-            self.report.kept += len(judged) - len(new)
+            if report:
+                self.report.accepted += len(new)
+                self.report.kept += len(judged) - len(new)
             if new:
                 accepted[z] = new
         self.report.seconds["encode"] += encoded - started
@@ -252,17 +263,7 @@ class _Label:
         return accepted
 
     def _answers(self, pieces: list[Piece], embedding: Embedding, number: int) -> list[Answer]:
-        """What SAM answers about each piece of picture `number`, in the last round that had something to ask about."""
-        answers: dict[int, Answer] = {}
-        current = dict(enumerate(pieces))
-        for _ in range(self.how.rounds):
-            for n, answer in zip(current, self._round(list(current.values()), embedding, number), strict=True):
-                answers[n] = answer
-            again = {n: answered(piece, answers[n], self.spacing, self.how.reach) for n, piece in current.items()}
-            current = {n: piece for n, piece in again.items() if piece is not None}
-        return [answers[n] for n in range(len(pieces))]
-
-    def _round(self, pieces: list[Piece], embedding: Embedding, number: int) -> list[Answer]:
+        """What SAM answers about each piece of picture `number`."""
         asks = self.how.asks
         prompts = [
             prompts_for(piece, ask, self.spacing, self.how.box_margin, self.mosaic, number)
@@ -285,6 +286,7 @@ class _Work:
         canonical = volume.canonical()
         self.hu = canonical.voxels
         self.spacing: Spacing = (canonical.spacing[1], canonical.spacing[0])
+        self.between = canonical.spacing[2]
         self.report = RefineReport(engine.name, engine.sha256)
         self.blurred = engine.sight is None and max(self.spacing) > how.max_pixel
         """Whether pixels are too large for an engine that knows no CT."""
@@ -295,8 +297,8 @@ class _Work:
         """Refine `out` in place, label by label; the slices where a component was replaced."""
         present = [int(label) for label in np.flatnonzero(np.bincount(self.before.ravel(order="K"), minlength=256))]
         labels = [_Label(self, label, cache) for label in present if label and (ids is None or label in ids)]
-        total = sum(len(label.slices) for label in labels)
-        self.report.slices = total
+        self.report.slices = sum(len(label.slices) for label in labels)
+        total = self.report.slices * self.how.passes
         done = 0
 
         def step(count: int) -> None:
@@ -305,10 +307,8 @@ class _Work:
             if progress is not None and count:
                 progress(done, total)
 
-        accepted = [(label.region, label.run(step)) for label in labels if label.slices]
-        touched = sorted({z for _, found in accepted for z in found})
+        claims = [label.run(step) for label in labels if label.slices]
+        touched = sorted({z for found in claims for z in found})
         for z in touched:
-            compose(
-                to_image(out[:, :, z]), [moved(new, region) for region, found in accepted for new in found.get(z, [])]
-            )
+            compose(to_image(out[:, :, z]), [found[z] for found in claims if z in found])
         return touched
