@@ -139,6 +139,9 @@ def test_a_small_form_runs_resumes_and_reports(small: Organ, tmp_path: Path) -> 
     assert len({json.dumps(one["before"]) for one in rows[:4]}) == 1
     assert (tmp_path / "cache" / "coarse" / "mandible-3-0-2.safetensors").is_file()
     assert Study(small, FakeSam(), study.results, tmp_path, where, steps=3).rows() == []
+    old = rows[0] | {"parameters": rows[0]["parameters"] | {"reach": 1.0}}
+    (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n" + json.dumps(rows[1]) + "\n")
+    assert Study(small, FakeSam(), tmp_path / "old.jsonl", tmp_path, where, steps=2).rows() == [rows[1]]
     study.draw(wanted[0], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 

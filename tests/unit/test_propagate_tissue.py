@@ -33,6 +33,13 @@ def test_an_object_in_fat_is_distinct_and_one_in_its_own_kind_tells_nothing() ->
     assert Tissue.of(np.full((SIDE, SIDE), np.nan, np.float32), mask) is None
 
 
+def test_what_is_beyond_the_slice_tells_nothing() -> None:
+    mask = disk(8)
+    hu = np.where(disk(14), plane(40, 42, mask), np.nan).astype(np.float32)
+    assert Tissue.of(hu, mask) is None
+    assert Tissue.of(np.where(mask, hu, np.nan), mask) is None
+
+
 def test_some_of_the_same_around_it_makes_it_tell_less() -> None:
     mask, beside = disk(8), disk(4, 16, 27)
     alone, touched = (Tissue.of(plane(40, -100, one), mask) for one in (mask, mask | beside))

@@ -24,7 +24,7 @@ from polycl.experiments.tasks import Scored
 from polycl.metrics import compare
 from polycl.picture import draw_before_after
 from polycl.refinement import RefineParameters, RefineReport, refine
-from polycl.refinement.pieces import padded, pieces_of
+from polycl.refinement.pieces import edge_distance, padded, pieces_of
 from polycl.sam import EmbeddingCache, Engine, to_image
 from polycl.segmenter.inference import Segmenter, keep_largest
 from polycl.settings import Settings
@@ -123,8 +123,14 @@ class Study:
         self._last: tuple[tuple[str, int, int], Volume, Volume, Volume] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of this organ and these models that the results file holds."""
-        return [row for row in rows.read(self.results) if (row["organ"], row["steps"]) == (self.organ.name, self.steps)]
+        """The rows of this organ, these models and today's parameters that the results file holds."""
+        mine = [row for row in rows.read(self.results) if (row["organ"], row["steps"]) == (self.organ.name, self.steps)]
+        known = {PROPOSED, CEILING, WITHIN, *VARIANTS, *ANOTHER_LOOK}
+        return [
+            row
+            for row in mine
+            if (name := row["trial"]["variant"]) in known and row["parameters"] == _as_json(parameters(name))
+        ]
 
     def trials(
         self, part: Part, budgets: Iterable[int], seeds: int, variants: Iterable[str], cases: int | None = None
@@ -137,8 +143,8 @@ class Study:
 
     def missing(self, wanted: Iterable[Trial]) -> list[Trial]:
         """The trials without a row of the same parameters."""
-        done = [(row["trial"], row["parameters"]) for row in self.rows()]
-        return [trial for trial in wanted if (asdict(trial), _as_json(parameters(trial.variant))) not in done]
+        done = [row["trial"] for row in self.rows()]
+        return [trial for trial in wanted if asdict(trial) not in done]
 
     def run(self, trial: Trial) -> dict[str, Any]:
         """Refine one mask, compare it before and after with the reference, and add the row to the results file."""
@@ -235,7 +241,8 @@ def within_reach(coarse: Volume, reference: Volume, how: RefineParameters) -> Vo
         before, right, out = (to_image(mask.voxels[:, :, z]) for mask in masks)
         for piece in pieces_of(before > 0, 1, spacing, how.model_copy(update={"min_depth": 0.0, "min_area": 0.0}))[0]:
             box = padded(piece, spacing, how.reach * how.passes)
-            out[box] = right[box]
+            near = edge_distance(before > 0, spacing)[box] <= (np.inf if how.band is None else how.band)
+            out[box][near] = right[box][near]
     return result
 
 

@@ -34,6 +34,7 @@ class PropagateParameters(BaseModel):
     tissue: float = Field(
         default=2.0,
         ge=0,
+        lt=8,
         description="log-odds that an object's own kind of tissue, where it was one slice before, counts at most, "
         "unless a segmenter knows the object; less the more of the same is around it",
     )

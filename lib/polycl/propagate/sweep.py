@@ -110,7 +110,7 @@ class Sweep:
             hints = [lane.hint(self.known(lane.run.label, lane.z)) for lane in active]
             values = [self.values(lane.z) for lane in active]
             recalls = [
-                lane.recall(self.engine, self.depth, hint or lane.lean(seen))
+                lane.recall(self.engine, self.depth, lane.lean(seen) if hint is None else hint)
                 for lane, hint, seen in zip(active, hints, values, strict=True)
             ]
             results = self.engine.track([features[lane.z] for lane in active], recalls)

@@ -53,7 +53,7 @@ class Tissue:
         median = float(np.median(inside))
         deviation = max(LEAST, 1.4826 * float(np.median(np.abs(inside - median))))  # that of a normal distribution
         ring = ndimage.binary_dilation(mask, iterations=FAR) & ~ndimage.binary_dilation(mask, iterations=NEAR)
-        around = values[ring]
+        around = values[ring & np.isfinite(values)]
         shared = float(np.mean(np.abs(around - median) < ALIKE * deviation)) if len(around) else 1.0
         distinct = 1 - shared / BLENDS
         return cls(median, deviation, distinct) if distinct > 0 else None

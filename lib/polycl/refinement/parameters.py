@@ -39,7 +39,9 @@ class RefineParameters(BaseModel):
         "the coarse one; a network that was trained on such CTs is asked all the same",
     )
     box_margin: float = Field(default=2.0, ge=0, description="added to each side of a component's box")
-    reach: float = Field(default=6.0, ge=0, description="how far beyond the component's bounds the answer may go")
+    reach: float = Field(
+        default=6.0, ge=0, description="how far beyond the component's bounds an answer may go, each pass"
+    )
     asks: tuple[Ask, ...] = Field(
         default=("box", "box+mask", "box+point+mask"),
         min_length=1,
@@ -66,14 +68,18 @@ class RefineParameters(BaseModel):
         default=0.97,
         ge=0,
         le=1,
-        description="a slice changed less than to this Dice lets the ones beside it be skipped",
+        description="a slice about which SAM and the coarse mask agree to this Dice lets the ones beside it be skipped",
     )
     through_plane: float = Field(
-        default=3.0, ge=0, description="standard deviation of the average of what SAM says through the plane; 0: none"
+        default=3.0,
+        ge=0,
+        le=50,
+        description="standard deviation of the average of what SAM says through the plane; 0: none",
     )
     hold: float = Field(
         default=2.0,
         ge=0,
+        le=100,
         description="log-odds that each mm from the component's edge counts for the coarse mask, beside SAM's, which "
         "are at most 8: so much for a mask that is even through the plane, less the more ragged it is",
     )

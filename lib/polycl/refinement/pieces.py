@@ -44,24 +44,38 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """What SAM makes of a piece, if it is trusted, in the part `region` of what it sees.
+
+    Attributes:
+        region: rows and columns.
+        before: the piece there.
+        strength: how sure SAM is of each pixel there: log-odds, above 0 inside.
+        agreement: Dice of what is inside with the piece.
+    """
+
+    region: Region
+    before: NDArray[np.bool_]
+    strength: NDArray[np.float32]
+    agreement: float
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """What is inside, in the region."""
+        return self.strength > 0
+
+
+@dataclass(frozen=True)
 class Claim:
     """What a label is to be in the part `region` of a slice, where it was `before`.
 
-    `strength` is how sure one is of each pixel: log-odds, below 0 outside.
+    `strength` is how sure one is of each pixel: log-odds, above 0 inside.
     """
 
     label: int
     region: Region
     before: NDArray[np.bool_]
-    mask: NDArray[np.bool_]
     strength: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Accepted(Claim):
-    """What SAM makes of a piece, if it is trusted, and its Dice with the piece."""
-
-    agreement: float
 
 
 def pieces_of(mask: NDArray[np.bool_], label: int, spacing: Spacing, how: RefineParameters) -> tuple[list[Piece], int]:
@@ -137,7 +151,7 @@ def judge(piece: Piece, answer: Answer, spacing: Spacing, how: RefineParameters)
     if agreement < how.min_agreement or answer.score < how.min_score or answer.consent < how.min_consent:
         return None
     strength = np.where((logits > 0) & ~mask, -np.inf, logits).astype(np.float32)
-    return Accepted(piece.label, (rows, columns), coarse, mask, strength, agreement)
+    return Accepted((rows, columns), coarse, strength, agreement)
 
 
 def padded(piece: Piece, spacing: Spacing, margin: float) -> Region:
@@ -158,10 +172,10 @@ def compose(labels: NDArray[np.uint8], claims: Sequence[Claim]) -> None:
     for new in claims:
         labels[new.region][new.before] = 0
     free = labels == 0
-    best = np.full(labels.shape, -np.inf, np.float32)
+    best = np.zeros(labels.shape, np.float32)
     for new in claims:
         here, surest = labels[new.region], best[new.region]
-        wins = free[new.region] & new.mask & ((new.strength > surest) | (here == 0))
+        wins = free[new.region] & (new.strength > surest)
         here[wins] = new.label
         surest[wins] = new.strength[wins]
 
@@ -172,14 +186,14 @@ def touching(candidate: NDArray[np.bool_], coarse: NDArray[np.bool_]) -> NDArray
     kept = np.zeros(count + 1, dtype=bool)
     kept[components[coarse]] = True
     kept[0] = False
-    touching: NDArray[np.bool_] = kept[components]
-    return touching
+    found: NDArray[np.bool_] = kept[components]
+    return found
 
 
 def edge_distance(mask: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float64]:
-    """Distance in mm of each pixel to the nearest one on the other side of the mask's edge."""
+    """Distance in mm of each pixel to the nearest one across the mask's edge; outside of all is outside."""
     if mask.all():
-        return np.zeros(mask.shape)
+        return depth(mask, spacing)
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
     distance: NDArray[np.float64] = inside + ndimage.distance_transform_edt(~mask, sampling=spacing)
     return distance

@@ -17,7 +17,7 @@ class RefineReport:
         encodings: pictures they were shown in.
         skipped: those left out because the slices beside them did not change.
         unreadable: those with values that are not finite, kept as they are.
-        accepted, kept: components replaced by SAM's mask; components where the coarse one was the safer.
+        accepted, kept: components about which SAM had a say, and those where the coarse mask was the safer, at first.
         small: components too small or too thin to ask about.
         blurred: components not asked about because pixels are too large.
         hold: by label, log-odds that each mm from the coarse outline counted beside SAM's.

@@ -1,9 +1,9 @@
 """The refinement stage: a coarse label map and its image in, a label map refined by SAM out.
 
-Each component of the coarse mask on an axial slice gives a padded box; SAM's answer replaces it only where the two
-agree enough and SAM is sure enough. No label comes onto a slice where the coarse mask has none, and slices
-without coarse mask are never encoded. Slices are visited from coarse to fine: one between two that did not change is
-skipped.
+Each component of the coarse mask on an axial slice gives a padded box; SAM has a say only where its answer and the
+component agree enough and SAM is sure enough. What comes of all slices together is asked about again. No label comes
+onto a slice where the coarse mask has none, and slices without coarse mask are never encoded. Slices are visited from
+coarse to fine: one between two about which SAM agrees with the coarse mask is skipped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from polycl.refinement.pieces import (
     together,
 )
 from polycl.refinement.report import RefineReport
-from polycl.refinement.votes import Odds, count, weight
+from polycl.refinement.votes import Odds, hold_of, tally
 from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
 from polycl.sam.engine import Sight
 from polycl.sam.regions import Region, region_around
@@ -41,7 +41,7 @@ from polycl.volume.checks import to_label
 from polycl.window import Window, seen_through
 
 Progress = Callable[[int, int], None]
-"""Called with slices done and slices in all; may raise to stop."""
+"""Called with slices done and slices in all, each as often as there are passes; may raise to stop."""
 WHOLE: Region = (slice(None), slice(None))
 LEVEL_STEP = 10
 """HU."""
@@ -125,17 +125,20 @@ class _Label:
         """The label on the slices where pieces were replaced. `step` is told how many slices were done."""
         coarse = self._masks()
         pictures, accepted = self._look(step)
-        hold = weight(self.how, coarse, accepted)
+        if not accepted:
+            step((self.how.passes - 1) * len(self.slices))
+            return {}
+        hold = hold_of(self.how, coarse, accepted)
         self.report.hold[self.label] = round(hold, 2)
         odds: dict[int, Odds] = {}
         for remaining in range(self.how.passes - 1, -1, -1):
-            odds |= count(coarse, self._masks(), accepted, (*self.spacing, self.work.between), hold, self.how)
-            for z in accepted:
-                to_image(self.mask[:, :, z])[self.region] = odds[z] > 0
+            for z, found in tally(coarse, self._masks(), accepted, (*self.spacing, self.work.between), hold, self.how):
+                odds[z] = found
+                to_image(self.mask[:, :, z])[self.region] = found > 0
+                step(0)
             if remaining:
-                accepted = self._again(pictures, step)
-                step(len(self.slices) - sum(map(len, pictures)))
-        return {z: Claim(self.label, self.region, coarse[z], one > 0, one) for z, one in odds.items()}
+                accepted = self._again(pictures, accepted.keys(), step)
+        return {z: Claim(self.label, self.region, coarse[z], one) for z, one in odds.items()}
 
     def _masks(self) -> dict[int, NDArray[np.bool_]]:
         """The label as it is, in what SAM sees, on the slices that hold it."""
@@ -156,18 +159,25 @@ class _Label:
             step(len(wanted) - len(seen))
             for start in range(0, len(seen), self.mosaic.room):
                 pictures.append(seen[start : start + self.mosaic.room])
-                accepted |= self._together(pictures[-1], report=True)
+                accepted |= self._together(pictures[-1])
                 self.report.encoded += len(pictures[-1])
                 self.report.encodings += 1
                 step(len(pictures[-1]))
             still |= {position for position in level if self._settled(accepted.get(self.slices[position], []))}
         return pictures, accepted
 
-    def _again(self, pictures: list[list[int]], step: Callable[[int], None]) -> dict[int, list[Accepted]]:
-        """What is accepted where SAM is asked about what came of its answers."""
+    def _again(
+        self, pictures: list[list[int]], changed: Collection[int], step: Callable[[int], None]
+    ) -> dict[int, list[Accepted]]:
+        """What is accepted where SAM is asked about what came of its answers, on the slices that changed.
+
+        The last pictures come first: they are the likeliest to be in the cache.
+        """
         accepted: dict[int, list[Accepted]] = {}
-        for some in pictures:
-            accepted |= self._together(some, report=False)
+        asked = [some for some in reversed(pictures) if any(z in changed for z in some)]
+        step(len(self.slices) - sum(map(len, asked)))
+        for some in asked:
+            accepted |= self._together(some, changed)
             step(len(some))
         return accepted
 
@@ -242,18 +252,23 @@ class _Label:
         self.report.kept += len(self._pieces(z, self.region)[0])
         return False
 
-    def _together(self, slices: Sequence[int], *, report: bool) -> dict[int, list[Accepted]]:
-        """What is accepted on slices that SAM sees in one picture; slices without are left out. `report`: count it."""
+    def _together(self, slices: Sequence[int], changed: Collection[int] | None = None) -> dict[int, list[Accepted]]:
+        """What is accepted on slices that SAM sees in one picture; slices without are left out.
+
+        In a later pass only the `changed` ones are asked about, and nothing is counted.
+        """
         started = time.perf_counter()
         embedding = self.encoder.mosaic(slices, self.mosaic)
         encoded = time.perf_counter()
         accepted = {}
         for number, z in enumerate(slices):
+            if changed is not None and z not in changed:
+                continue
             pieces, _ = self._pieces(z, self.region)
             answers = self._answers(pieces, embedding, number)
             judged = [judge(piece, one, self.spacing, self.how) for piece, one in zip(pieces, answers, strict=True)]
             new = [one for one in judged if one is not None]
-            if report:
+            if changed is None:
                 self.report.accepted += len(new)
                 self.report.kept += len(judged) - len(new)
             if new:
@@ -304,7 +319,7 @@ class _Work:
         def step(count: int) -> None:
             nonlocal done
             done += count
-            if progress is not None and count:
+            if progress is not None:
                 progress(done, total)
 
         claims = [label.run(step) for label in labels if label.slices]

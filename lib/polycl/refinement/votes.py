@@ -9,19 +9,19 @@ from few slices is as ragged as SAM itself. No reference is needed to tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polycl.refinement.parameters import RefineParameters
-from polycl.refinement.pieces import Accepted, Spacing, edge_distance, touching
+from polycl.refinement.pieces import Accepted, edge_distance, touching
 from polycl.sam.regions import Region
 
 Mask = NDArray[np.bool_]
 Odds = NDArray[np.float32]
-SURE = 8.0
+SURE = np.float32(8.0)
 """Log-odds beyond which nobody is surer."""
 RAGGED = 0.4
 """From this share of SAM's raggedness on, a coarse mask counts nothing more beside SAM."""
@@ -29,50 +29,39 @@ TRUNCATE = 3.0
 """Standard deviations at which the average through the plane ends."""
 
 
-def weight(how: RefineParameters, coarse: Mapping[int, Mask], accepted: Mapping[int, Sequence[Accepted]]) -> float:
+def hold_of(how: RefineParameters, coarse: Mapping[int, Mask], accepted: Mapping[int, Sequence[Accepted]]) -> float:
     """Log-odds that each mm from the edge of the coarse mask counts for it."""
     return how.hold * max(0.0, 1 - raggedness(coarse, accepted) / RAGGED)
 
 
-def count(
+def tally(
     coarse: Mapping[int, Mask],
     current: Mapping[int, Mask],
     accepted: Mapping[int, Sequence[Accepted]],
     spacing: tuple[float, float, float],
     hold: float,
     how: RefineParameters,
-) -> dict[int, Odds]:
-    """Log-odds [rows, columns] of each slice with accepted pieces.
+) -> Iterator[tuple[int, Odds]]:
+    """Log-odds [rows, columns] of each slice with accepted pieces, infinite where nobody was asked.
 
     Args:
         coarse: the label's mask [rows, columns] on each slice that holds some of it.
         current: the same after the passes so far, which SAM was asked about.
         accepted: what SAM said of pieces, by slice.
         spacing: mm between rows, columns and slices.
-        hold: see `weight`.
+        hold: see `hold_of`.
         how: the parameters.
     """
     averaged = _averaging(current, accepted, how.through_plane / spacing[2])
-    return {z: _odds(coarse[z], current[z], some, averaged(z), spacing[:2], hold, how) for z, some in accepted.items()}
-
-
-def _odds(
-    coarse: Mask,
-    current: Mask,
-    accepted: Sequence[Accepted],
-    averaged: Odds,
-    spacing: Spacing,
-    hold: float,
-    how: RefineParameters,
-) -> Odds:
-    from_edge = edge_distance(coarse, spacing)
-    asked = _said(current, accepted)[1]
-    if how.band is not None:
-        asked &= from_edge <= how.band
-    odds = averaged + hold * np.where(coarse, from_edge, -from_edge).astype(np.float32)
-    odds[~asked] = np.where(current, np.float32(SURE), np.float32(-SURE))[~asked]
-    odds[(odds > 0) & ~touching(odds > 0, current)] = -SURE
-    return odds
+    for z in sorted(accepted):
+        from_edge = edge_distance(coarse[z], spacing[:2]).astype(np.float32)
+        asked = _asked(current[z], accepted[z])
+        if how.band is not None:
+            asked &= from_edge <= how.band
+        odds = averaged(z) + np.float32(hold) * np.where(coarse[z], from_edge, -from_edge)
+        odds[~asked] = np.where(current[z], np.float32(np.inf), np.float32(-np.inf))[~asked]
+        odds[(odds > 0) & ~touching(odds > 0, current[z])] = -SURE
+        yield z, odds
 
 
 def raggedness(coarse: Mapping[int, Mask], accepted: Mapping[int, Sequence[Accepted]]) -> float:
@@ -110,30 +99,44 @@ def _averaging(
 
     Slices that hold none of the label say nothing: where it ends is not for SAM to say.
     """
-    reach = math.ceil(TRUNCATE * deviation)
-    shares = {step: math.exp(-0.5 * (step / deviation) ** 2) if step else 1.0 for step in range(-reach, reach + 1)}
+    reach = min(math.ceil(TRUNCATE * deviation), max(current) - min(current))
 
     @lru_cache(maxsize=2 * reach + 1)
     def said(z: int) -> Odds:
-        return _said(current[z], accepted.get(z, ()))[0]
+        return _said(current[z], accepted.get(z, ()))
 
     def averaged(z: int) -> Odds:
-        heard = {z + step: share for step, share in shares.items() if z + step in current}
+        shares = {
+            other: math.exp(-0.5 * ((other - z) / deviation) ** 2) if other != z else 1.0
+            for other in range(z - reach, z + reach + 1)
+            if other in current
+        }
+        whole = sum(shares.values())
         total = np.zeros_like(said(z))
-        for other, share in heard.items():
-            total += np.float32(share / sum(heard.values())) * said(other)
+        for other, share in shares.items():
+            total += np.float32(share / whole) * said(other)
         return total
 
     return averaged
 
 
-def _said(coarse: Mask, accepted: Sequence[Accepted]) -> tuple[Odds, Mask]:
-    """Log-odds [rows, columns] of a slice by SAM, by the coarse mask where SAM has no say, and where SAM has one."""
-    odds = np.where(coarse, np.float32(SURE), np.float32(-SURE))
-    asked = np.zeros_like(coarse)
+def _said(current: Mask, accepted: Sequence[Accepted]) -> Odds:
+    """Log-odds [rows, columns] of a slice by SAM; as sure as can be of the mask as it is where SAM has no say."""
+    odds = np.where(current, SURE, -SURE)
+    asked = np.zeros_like(current)
     for one in accepted:
         part, had, strength = odds[one.region], asked[one.region], np.clip(one.strength, -SURE, SURE)
-        free = one.before | ~coarse[one.region]  # pieces that were kept stay
+        free = _free(current, one)
         part[free] = np.where(had, np.maximum(part, strength), strength)[free]
         had |= free
-    return odds, asked
+    return odds
+
+
+def _asked(current: Mask, accepted: Sequence[Accepted]) -> Mask:
+    """Where SAM has a say on a slice."""
+    return _drawn(current, [(one.region, _free(current, one)) for one in accepted])
+
+
+def _free(current: Mask, one: Accepted) -> Mask:
+    """Where in its region a piece may be: other pieces stay."""
+    return one.before | ~current[one.region]
