@@ -82,6 +82,11 @@ def test_within_reach_of_each_component_on_its_slice() -> None:
     result = within_reach(Volume(coarse, affine), Volume(reference, affine), RefineParameters(reach=3.0)).voxels
     assert np.flatnonzero(result[:, 12, 1]).tolist() == list(range(7, 18))
     assert result.sum() == 11
+    held = within_reach(Volume(coarse, affine), Volume(reference, affine), RefineParameters(reach=3.0, band=4.0)).voxels
+    assert np.flatnonzero(held[:, 12, 1]).tolist() == list(range(8, 17))
+    assert held[12, 12, 1] == 1  # the middle, which is beyond the band, is as it was
+    assert held[10, 12, 1] == 1
+    assert held[11, 11, 1] == 0
 
 
 def test_answers_are_remembered_until_forgotten() -> None:

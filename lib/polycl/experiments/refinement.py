@@ -242,7 +242,7 @@ def within_reach(coarse: Volume, reference: Volume, how: RefineParameters) -> Vo
         for piece in pieces_of(before > 0, 1, spacing, how.model_copy(update={"min_depth": 0.0, "min_area": 0.0}))[0]:
             box = padded(piece, spacing, how.reach * how.passes)
             near = edge_distance(before > 0, spacing)[box] <= (np.inf if how.band is None else how.band)
-            out[box][near] = right[box][near]
+            out[box] = np.where(near, right[box], before[box] > 0)
     return result
 
 
