@@ -160,7 +160,7 @@ def _ours(folder: Path, image: Any, seed: Any, size: int, steps: int, where: Any
         image,
         engine,
         # Random masks are anywhere: none of what tells an organ's end applies.
-        parameters=PropagateParameters(connected=False, collapse=0.0, overlap=0.0, patience=1e6),
+        parameters=PropagateParameters(connected=False, collapse=0.0, overlap=0.0, patience=1e6, tissue=0.0),
         roi=(0, SHAPE[0], 0, SHAPE[1], SEED - steps, SEED + steps + 1),
         region=Region(0, 0, SHAPE[0], SHAPE[1]),
     )
