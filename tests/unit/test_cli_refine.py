@@ -19,19 +19,8 @@ from polycl.volume import Volume, read_volume, write_volume
 pytestmark = pytest.mark.unit
 
 Run = Callable[..., tuple[int, str, str]]
-EASY = [
-    "--set",
-    "box_margin=0",
-    "--set",
-    "min_depth=0",
-    "--set",
-    "min_agreement=0.5",
-    "--set",
-    "band=null",
-    "--set",
-    "hold=0",
-]
-EASY += ["--set", "max_pixel=100"]
+SETTINGS = ("box_margin=0", "min_depth=0", "min_agreement=0.5", "band=null", "hold=0", "max_pixel=100")
+EASY = [part for setting in SETTINGS for part in ("--set", setting)]
 HOW = RefineParameters(box_margin=0, min_depth=0, min_agreement=0.5, band=None, hold=0, max_pixel=100)
 PHANTOM = make_phantom(1, shape=(40, 36, 5), spacing=(9.0, 10.0, 40.0), axcodes="LPS", oblique_degrees=12.0)
 

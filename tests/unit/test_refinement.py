@@ -376,7 +376,7 @@ def test_the_input_is_left_alone_and_progress_ends_at_the_total() -> None:
     before, steps = coarse.voxels.copy(), []
     refine(image, coarse, Threshold(), None, like(), lambda done, total: steps.append((done, total)))
     np.testing.assert_array_equal(coarse.voxels, before)
-    assert steps == sorted(steps)
+    assert steps == sorted(set(steps))
     assert steps[-1] == (14, 14)
 
 

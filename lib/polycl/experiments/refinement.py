@@ -239,10 +239,10 @@ def within_reach(coarse: Volume, reference: Volume, how: RefineParameters) -> Vo
     spacing = (masks[0].spacing[1], masks[0].spacing[0])
     for z in range(masks[0].shape[2]):
         before, right, out = (to_image(mask.voxels[:, :, z]) for mask in masks)
-        for piece in pieces_of(before > 0, 1, spacing, how.model_copy(update={"min_depth": 0.0, "min_area": 0.0}))[0]:
+        near = edge_distance(before > 0, spacing) <= (np.inf if how.band is None else how.band)
+        for piece in pieces_of(before > 0, spacing, how.model_copy(update={"min_depth": 0.0, "min_area": 0.0}))[0]:
             box = padded(piece, spacing, how.reach * how.passes)
-            near = edge_distance(before > 0, spacing)[box] <= (np.inf if how.band is None else how.band)
-            out[box] = np.where(near, right[box], before[box] > 0)
+            out[box] = np.where(near[box], right[box], before[box] > 0)
     return result
 
 

@@ -28,7 +28,6 @@ Spacing = tuple[float, float]
 class Piece:
     """One component of one label on one slice: `mask` [rows, columns] over all that SAM sees, and its pixel bounds."""
 
-    label: int
     mask: NDArray[np.bool_]
     rows: slice
     columns: slice
@@ -78,7 +77,7 @@ class Claim:
     strength: NDArray[np.float32]
 
 
-def pieces_of(mask: NDArray[np.bool_], label: int, spacing: Spacing, how: RefineParameters) -> tuple[list[Piece], int]:
+def pieces_of(mask: NDArray[np.bool_], spacing: Spacing, how: RefineParameters) -> tuple[list[Piece], int]:
     """The components (8 neighbours) of a label's mask, and how many were too small or too thin and left out."""
     pieces, small = [], 0
     components, _ = ndimage.label(mask, EIGHT_NEIGHBOURS)
@@ -88,7 +87,7 @@ def pieces_of(mask: NDArray[np.bool_], label: int, spacing: Spacing, how: Refine
         if area < how.min_area or depth(one[rows, columns]).max() < how.min_depth:
             small += 1
         else:
-            pieces.append(Piece(label, one, rows, columns))
+            pieces.append(Piece(one, rows, columns))
     return pieces, small
 
 

@@ -135,7 +135,6 @@ class _Label:
             for z, found in tally(coarse, self._masks(), accepted, (*self.spacing, self.work.between), hold, self.how):
                 odds[z] = found
                 to_image(self.mask[:, :, z])[self.region] = found > 0
-                step(0)
             if remaining:
                 accepted = self._again(pictures, accepted.keys(), step)
         return {z: Claim(self.label, self.region, coarse[z], one) for z, one in odds.items()}
@@ -185,7 +184,7 @@ class _Label:
         return all(new.agreement >= self.how.settled for new in accepted)
 
     def _pieces(self, z: int, region: Region) -> tuple[list[Piece], int]:
-        return pieces_of(to_image(self.mask[:, :, z])[region], self.label, self.spacing, self.how)
+        return pieces_of(to_image(self.mask[:, :, z])[region], self.spacing, self.how)
 
     def _survey(self) -> tuple[list[int], Region]:
         """Slices that hold something to refine, and the region that SAM sees of each.
@@ -319,7 +318,7 @@ class _Work:
         def step(count: int) -> None:
             nonlocal done
             done += count
-            if progress is not None:
+            if progress is not None and count:
                 progress(done, total)
 
         claims = [label.run(step) for label in labels if label.slices]
