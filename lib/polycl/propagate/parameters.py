@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from polycl.errors import InputError
+from polycl.parameters import Parameters
 
 
-class PropagateParameters(BaseModel):
-    """Lengths are in mm.
+class PropagateParameters(Parameters):
+    """Lengths are in mm."""
 
-    Raises InputError for an unknown key, naming those there are, and for a value that cannot be used.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    of: ClassVar[str] = "propagation"
 
     patience: float = Field(
         default=8.0, ge=0, description="the object may be absent so far, and two slices, before a run ends"
@@ -55,17 +52,3 @@ class PropagateParameters(BaseModel):
     ahead: int = Field(default=8, ge=1, le=64, description="slices encoded at a time")
     labels: int = Field(default=32, ge=1, le=255, description="objects at most")
     state_mib: int = Field(default=2048, gt=0, description="memory for what was found on each slice, at most")
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise InputError(_sentence(error)) from None
-
-
-def _sentence(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    name = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        return f"propagation has no parameter {name}; it has {', '.join(PropagateParameters.model_fields)}"
-    return f"propagation parameter {name}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from polycl.errors import InputError
+from polycl.parameters import Parameters
 from polycl.window import FromHeader, Window, window_from
 
 Ask = Literal["box", "box+point", "box+mask", "box+point+mask"]
 
 
-class RefineParameters(BaseModel):
-    """Lengths are in mm, areas in mm², agreements are Dice with the coarse component, scores SAM's own.
+class RefineParameters(Parameters):
+    """Lengths are in mm, areas in mm², agreements are Dice with the coarse component, scores SAM's own."""
 
-    Raises InputError for an unknown key, naming those there are, and for a value that cannot be used.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    of: ClassVar[str] = "refinement"
 
     window: Window | FromHeader | None = Field(
         default=None,
@@ -84,12 +81,6 @@ class RefineParameters(BaseModel):
         "are at most 8: so much for a mask that is even through the plane, less the more ragged it is",
     )
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise InputError(_sentence(error)) from None
-
     @field_validator("window", mode="before")
     @classmethod
     def _window(cls, value: Any) -> Any:
@@ -101,11 +92,3 @@ class RefineParameters(BaseModel):
         if value & (value - 1):
             raise ValueError("must be a power of two")
         return value
-
-
-def _sentence(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    name = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        return f"refinement has no parameter {name}; it has {', '.join(RefineParameters.model_fields)}"
-    return f"refinement parameter {name}={problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
