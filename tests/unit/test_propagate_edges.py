@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from polycl.propagate.edges import Edges, choose, guided
+from polycl.propagate.edges import Edges, Trial, choose, guided
 from polycl.propagate.frames import FrameGrid, Region
 
 pytestmark = pytest.mark.unit
@@ -57,15 +57,22 @@ def test_a_guide_without_edges_only_smooths() -> None:
 
 
 def test_where_the_annotated_slice_has_edges_they_are_followed() -> None:
-    chosen = choose(GRID, SIDE // 4, 1.0, [(ct(100, 0), STAR)])
+    chosen = choose(GRID, SIDE // 4, 1.0, [Trial(ct(100, 0), STAR)])
     assert chosen is not None
     assert chosen.median == pytest.approx(100, abs=3)
 
 
 def test_where_the_ct_does_not_show_the_organ_outlines_stay() -> None:
-    assert choose(GRID, SIDE // 4, 1.0, [(ct(50, 50), STAR)]) is None
+    assert choose(GRID, SIDE // 4, 1.0, [Trial(ct(50, 50), STAR)]) is None
 
 
 def test_without_an_annotated_mask_outlines_stay() -> None:
     assert choose(GRID, SIDE // 4, 1.0, []) is None
-    assert choose(GRID, SIDE // 4, 1.0, [(np.full((SIDE, SIDE), np.nan, np.float32), STAR)]) is None
+    assert choose(GRID, SIDE // 4, 1.0, [Trial(np.full((SIDE, SIDE), np.nan, np.float32), STAR)]) is None
+
+
+def test_who_knows_the_outline_needs_no_edges() -> None:
+    """With what a segmenter says the outline is right already; a thin wall would only lose by the filter."""
+    known = np.where(STAR, 8.0, -8.0).astype(np.float32)
+    trial = Trial(ct(100, 0), STAR, lambda logits: 0.3 * logits + 0.7 * known)
+    assert choose(GRID, SIDE // 4, 1.0, [trial]) is None

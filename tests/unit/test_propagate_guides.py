@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fake_sam2 import FakeSam2
 from polycl.errors import Cancelled
+from polycl.metrics import dice
 from polycl.odds import MOST, STEPS, packed, unpacked
 from polycl.propagate.engine import Hint
 from polycl.propagate.guides import SHARE, Say, SegmenterGuide
@@ -26,6 +27,7 @@ SHAPE = (64, 56, 40)
 X, Y, Z = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
 Mask = NDArray[np.bool_]
 Odds = NDArray[np.int8]
+Volume3 = NDArray[np.float32]
 SURE = 100
 
 
@@ -43,8 +45,8 @@ class Known:
     def __init__(self, **organs: Mask) -> None:
         self.name, self.organs, self.asked = "known", organs, 0
 
-    def on_slice(self, z: int) -> Mapping[str, Mask]:
-        return {name: mask[:, :, z] for name, mask in self.organs.items()}
+    def on_slice(self, z: int) -> Mapping[str, NDArray[np.float32]]:
+        return {name: np.where(mask[:, :, z], 6.0, -6.0).astype(np.float32) for name, mask in self.organs.items()}
 
     def everywhere(self, label: str, check: Callable[[], None]) -> Odds:
         self.asked += 1
@@ -91,6 +93,48 @@ def test_the_best_of_several_is_asked() -> None:
     session.put(1, {15: Seed(COLUMN[:, :, 15])})
     assert last(found(session)) == 23
     assert (rough.asked, good.asked) == (0, 1)
+
+
+class Whole(Known):
+    """Finds on a slice what it is told to, as likely as it is told, and `whole` once it sees the volume."""
+
+    def __init__(self, *, likely: Volume3, whole: Volume3) -> None:
+        super().__init__()
+        self.likely, self.whole = likely, whole
+
+    def on_slice(self, z: int) -> Mapping[str, NDArray[np.float32]]:
+        return {"organ": self.likely[:, :, z]}
+
+    def everywhere(self, label: str, check: Callable[[], None]) -> Odds:
+        return packed(torch.from_numpy(self.whole))
+
+
+def test_who_is_unsure_of_the_object_still_knows_it() -> None:
+    """A segmenter that finds the background likelier, but the object far likelier here than around it."""
+    unsure = np.where(ORGAN, -1.5, -6.0).astype(np.float32)
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Whole(likely=unsure, whole=unsure)])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    assert last(found(session)) == 23
+    assert session.recognised[1].label == "organ"
+
+
+def test_who_drops_the_object_once_it_sees_the_volume_does_not_know_it() -> None:
+    on_slice, nothing = np.where(ORGAN, 6.0, -6.0).astype(np.float32), np.full(SHAPE, -6.0, np.float32)
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Whole(likely=on_slice, whole=nothing)])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    assert last(found(session)) == 39
+    assert session.recognised == {}
+
+
+def test_what_is_too_thin_for_the_networks_pixels_is_outlined_as_the_segmenter_has_it() -> None:
+    """A ring of one voxel: in masks of 16 pixels a side nothing is left of it."""
+    away = np.hypot(X - 30, Y - 25)
+    wall = (away < 9) & (away > 6.5)
+    thin = wall | ((np.abs(Y - 25) < 1) & (away < 24))
+    session = Propagation(ct(thin), FakeSam2(), guides=[Known(organ=thin)])
+    session.put(1, {15: Seed(thin[:, :, 15])})
+    outlined = found(session)[:, :, 20]
+    assert dice(outlined, thin[:, :, 20]) > 0.95
 
 
 def test_a_correction_takes_its_say_away() -> None:
@@ -183,9 +227,13 @@ def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path
     guide = SegmenterGuide(segmenter, "tiny", volume)
     assert set(guide.on_slice(15)) == set(segmenter.header.labels)
     assert guide.on_slice(15) is guide.on_slice(15)
-    every = segmenter.segment(volume, only=range(0, 40)).voxels
-    for label, index in segmenter.header.labels.items():
-        np.testing.assert_array_equal(guide.on_slice(15)[label], every[:, :, 15] == index)
+    likely = np.stack(list(guide.on_slice(15).values()))
+    likeliest = segmenter.segment(volume, only=range(15, 16)).voxels[:, :, 15]
+    ids = np.array(list(segmenter.header.labels.values()))
+    found = likeliest > 0
+    np.testing.assert_array_equal(ids[likely.argmax(axis=0)][found], likeliest[found])
+    assert found.any()
+    assert likely[:, ~found].max() <= 0, "the background has half at least"
     name = next(iter(segmenter.header.labels))
     whole = guide.everywhere(name, lambda: None)
     outlined = segmenter.segment(volume, [name]).voxels == segmenter.header.labels[name]

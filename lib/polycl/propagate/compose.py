@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +23,16 @@ SLICES_AT_A_TIME = 16
 
 @dataclass(frozen=True, eq=False)
 class Object:
-    """One label's result: logits over the frames of a grid, by slice, and how its outlines follow the CT."""
+    """One label's result: logits over the frames of a grid, by slice, and how its outlines follow the CT.
+
+    `finer` gives what the voxels of a slice tell beyond that, [x1 - x0, y1 - y0] over the grid's box; None for nothing.
+    """
 
     label: int
     grid: FrameGrid
     logits: Mapping[int, torch.Tensor]
     edges: Edges | None = None
+    finer: Callable[[int], NDArray[np.float32] | None] = lambda z: None
 
 
 def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
@@ -94,7 +98,8 @@ def paint(objects: Collection[Object], volume: Volume, out: NDArray[np.uint8]) -
             if here:
                 restored = one.grid.restore(torch.stack([one.logits[z].float() for z in here]))
                 for z, smooth in zip(here, restored, strict=True):
-                    plane = smooth
+                    finer = one.finer(z)
+                    plane = smooth if finer is None else smooth + finer
                     if one.edges is not None:
                         x0, x1, y0, y1 = one.grid.box
                         plane = one.edges.follow(smooth, volume.voxels[x0:x1, y0:y1, z], volume.spacing[0])

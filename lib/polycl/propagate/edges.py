@@ -8,7 +8,7 @@ annotated: masks as inexact as the network's are made of it, and what brings the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,26 +69,36 @@ def guided(guide: Plane, image: Plane, radius: int) -> Plane:
     return mean(slope) * guide + mean(height - slope * middle)
 
 
-def choose(
-    grid: FrameGrid, side: int, spacing: float, seeds: Iterable[tuple[NDArray[np.generic], NDArray[np.bool_]]]
-) -> Edges | None:
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """An annotated slice: its HU and mask, whole planes [X, Y].
+
+    `blend` is what else comes to the network's logits on this slice, given those over the grid's box.
+    """
+
+    hu: NDArray[np.generic]
+    mask: NDArray[np.bool_]
+    blend: Callable[[Plane], Plane] = lambda logits: logits
+
+
+def choose(grid: FrameGrid, side: int, spacing: float, trials: Iterable[Trial]) -> Edges | None:
     """What brings inexact masks nearest to annotated ones; None if nothing beats leaving them as they are.
 
     Args:
         grid: of the network's frames.
         side: pixels a side of its masks.
         spacing: mm between voxels of a plane.
-        seeds: HU and mask [X, Y] of annotated slices, whole planes.
+        trials: annotated slices.
     """
     gains: dict[Edges, list[float]] = {}
     x0, x1, y0, y1 = grid.box
-    for plane, annotated in seeds:
-        inside = plane[annotated]
+    for trial in trials:
+        inside = trial.hu[trial.mask]
         inside = inside[np.isfinite(inside)]
         if not len(inside):
             continue
-        hu, mask, median = plane[x0:x1, y0:y1], annotated[x0:x1, y0:y1], float(np.median(inside))
-        for logits in grid.restore(_inexact(grid, side, annotated)):
+        hu, mask, median = trial.hu[x0:x1, y0:y1], trial.mask[x0:x1, y0:y1], float(np.median(inside))
+        for logits in map(trial.blend, grid.restore(_inexact(grid, side, trial.mask))):
             before = _dice(logits > 0, mask)
             for reach, contrast in TRIED:
                 after = _dice(Edges(reach, contrast, median).follow(logits, hu, spacing) > 0, mask)

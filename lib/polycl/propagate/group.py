@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from polycl.propagate.compose import Object, blend, keep_connected
-from polycl.propagate.edges import Edges, choose
+from polycl.propagate.edges import Edges, Trial, choose
 from polycl.propagate.ending import Ending, Looks
 from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
@@ -109,17 +111,39 @@ class Group:
             found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
             if self.scene.how.connected:
                 found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
-            made.append(Object(label, self.grid, found, self._edges(label)))
+            says = {z: say for run, visited in runs if (say := self._say(run)) for z in visited}
+            made.append(Object(label, self.grid, found, self._edges(label), partial(self._finer, label, says)))
         return made
+
+    def _finer(self, label: int, says: Mapping[int, Say], z: int) -> NDArray[np.float32] | None:
+        """What a segmenter tells about the voxels of a slice that the pixels of masks were too coarse for."""
+        plane = self.scene.guides.find(label, z)
+        if plane is None or z not in says:
+            return None
+        x0, x1, y0, y1 = self.grid.box
+        coarse = self.grid.restore(torch.from_numpy(self._shown(plane))[None])[0]
+        return says[z].share * (plane[x0:x1, y0:y1] - coarse)
 
     def _edges(self, label: int) -> Edges | None:
         """How the outlines of a label follow the CT: tried on the slices of it that were annotated."""
         if not self.scene.how.edges:
             return None
-        volume = self.scene.volume
-        masks = [(volume.voxels[:, :, mark.z], seed.mask) for mark, seed in self.seeds[label].items() if mark.present]
-        known = [(plane, mask) for plane, mask in masks if mask is not None][:TRIED_ON]
-        return choose(self.grid, self._side, volume.spacing[0], known)
+        trials = [self._trial(label, mark) for mark in self.seeds[label] if mark.present][:TRIED_ON]
+        known = [trial for trial in trials if trial is not None]
+        return choose(self.grid, self._side, self.scene.volume.spacing[0], known)
+
+    def _trial(self, label: int, mark: Mark) -> Trial | None:
+        """An annotated slice, with what a segmenter would say on one like it; None for one that has no mask."""
+        mask = self.seeds[label][mark].mask
+        if mask is None:
+            return None
+        hu, plane = self.scene.volume.voxels[:, :, mark.z], self.scene.guides.find(label, mark.z)
+        say = None if plane is None else Say.of([(self._shown(plane), self._mask(label, mark))])
+        if plane is None or say is None:
+            return Trial(hu, mask)
+        x0, x1, y0, y1 = self.grid.box
+        hint = say.share * (plane[x0:x1, y0:y1] + say.shift)
+        return Trial(hu, mask, lambda logits: (1 - say.share) * logits + hint)
 
     @property
     def _side(self) -> int:
@@ -167,7 +191,7 @@ class Group:
     def _ask_guides(self, check: Callable[[], None]) -> None:
         for label, seeds in self.seeds.items():
             seen = {mark.z: self._mask(label, mark) for mark in seeds if mark.present}
-            self.scene.guides.ask(label, seen, self._on_frame, check)
+            self.scene.guides.ask(label, seen, self._shown, check)
 
     def _prompt(self, visited: Callable[[int], None]) -> None:
         """Ask the network about seeds that it has not seen, slice by slice."""
@@ -200,11 +224,11 @@ class Group:
         plane = self.scene.guides.find(label, z)
         if plane is None:
             return None
-        return self._small.shown(plane, outside=-LARGEST)
+        return self._shown(plane)
 
-    def _on_frame(self, plane: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        seen: NDArray[np.bool_] = self._small.masks(plane[None])[0, 0].numpy() > 0
-        return seen
+    def _shown(self, plane: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-odds of a slice over the frame."""
+        return self._small.shown(plane, outside=-LARGEST)
 
     def _values(self, z: int) -> NDArray[np.float32]:
         """HU of a slice at the pixels of masks."""
