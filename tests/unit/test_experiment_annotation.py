@@ -105,22 +105,27 @@ def painted(**slices: list[int]) -> Pool:
             classes[row, : counts[z]] = row + 1
         pool.slices.setdefault("a", []).append(LabelledSlice(classes.astype(np.int16), classes, (10.0, 10.0), "a", z))
     pool.holding["a"] = np.array([one.classes.any() for one in pool.slices["a"]])
-    pool.shown["a"] = np.array([len(np.unique(one.classes)) - 1 for one in pool.slices["a"]])
+    pool.shown["a"] = np.array([[count > 0 for count in counts] for counts in zip(*stacks, strict=True)])
     pool.images["a"] = Volume(np.zeros((10, 10, len(stacks[0])), np.int16), np.diag([10.0, 10.0, 5.0, 1.0]))
     return pool
 
 
-def test_of_the_slices_with_most_structures_the_nearest_is_outlined() -> None:
-    pool = painted(large=[3, 3, 3, 3, 3, 3], small=[0, 1, 0, 0, 1, 0])
+def test_structures_are_outlined_in_turn_each_on_a_slice_in_its_middle() -> None:
+    pool = painted(large=[3, 3, 3, 3, 3, 3, 3, 3, 0], small=[0, 0, 0, 0, 1, 1, 1, 1, 1])
 
     def fill(case: str, z: int) -> Filled:
         asked.append(z)
-        return Filled(np.zeros((10, 10, 6), np.uint8))
+        return Filled(np.zeros((10, 10, 9), np.uint8))
 
     asked: list[int] = []
-    known = Knowledge.of([[Pick("a", z, 0.0)] for z in (0, 5)], pool, "guided", fill)
-    assert asked == [1, 4]
-    assert known.effort.outlines == 4
+    known = Knowledge.of([[Pick("a", z, 0.0)] for z in (0, 0, 8)], pool, "guided", fill)
+    # the first structure from slices 2 to 5, of which 4 and 5 show both; then both were outlined once
+    assert asked == [4, 4, 5]
+    assert known.effort.outlines == 6
+    alone = painted(large=[3, 3, 3, 3, 0, 0, 0, 0], small=[0, 0, 0, 0, 1, 1, 1, 1])
+    asked.clear()
+    Knowledge.of([[Pick("a", z, 0.0)] for z in (0, 0, 0)], alone, "guided", fill)
+    assert asked == [1, 5, 1]
     Knowledge.of([[Pick("a", 5, 0.0)]], pool, "propagated", fill)
     assert asked[-1] == 5, "nobody chooses"
 

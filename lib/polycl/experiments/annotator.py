@@ -6,7 +6,7 @@ How long it takes is a model, not a measurement: see `Effort`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -19,14 +19,16 @@ from polycl.volume import Volume
 
 Reveal = Literal["slices", "volumes", "propagated", "guided"]
 """What is labelled where a slice of an image is asked for: that slice, all slices, or that slice, from which
-propagation fills the volume. `guided`: from the nearest slice that shows the most structures, and with the help of the
-model that was learned so far, anew after each round."""
+propagation fills the volume. `guided`: from a slice in the middle of the structure that was outlined least so far, and
+with the help of the model that was learned so far, anew after each round."""
 OPEN_MINUTES = 1.0
 """To open a volume and scroll to the slice."""
 OUTLINE_MINUTES = 1.0
 """To outline one structure on one slice."""
 CHECK_MINUTES = 1.0
 """To wait for a propagation, and to look through what it found; it is taken as it is."""
+MIDDLE = 0.5
+"""Share of the slices of a structure, around its middle one, that are as good as that to begin from."""
 BELIEVED = 0.5
 """How far from the outlined slice a propagation is learned from, in diameters of the structure there: it errs more the
 further it goes, and a structure changes over distances like its own size."""
@@ -82,8 +84,14 @@ class Pool:
             self.slices[one.case].append(one)
         self.holding = {name: np.array([one.classes.any() for one in all_]) for name, all_ in self.slices.items()}
         """Which slices hold any structure."""
-        self.shown = {name: np.array([len(_structures(one)) for one in all_]) for name, all_ in self.slices.items()}
-        """How many structures each slice shows."""
+        classes = range(1, len(targets) + 1)
+        self.shown = {
+            name: np.array([[(one.classes == index).any() for index in classes] for one in all_]).reshape(
+                -1, len(targets)
+            )
+            for name, all_ in self.slices.items()
+        }
+        """Which slices show which structures, by image, bool `[slices, structures]`."""
 
     def unscored(self, known: Knowledge) -> list[Candidate]:
         """What is left to annotate, for strategies that ask no model: people see on which slices there is something."""
@@ -103,6 +111,8 @@ class Knowledge:
     slices: list[LabelledSlice]
     numbers: dict[str, set[int]]
     effort: Effort
+    outlined: dict[int, int] = field(default_factory=dict)
+    """On how many slices each structure was outlined."""
 
     @classmethod
     def of(cls, picks: Iterable[Sequence[Pick]], pool: Pool, reveal: Reveal, fill: Fill | None) -> Knowledge:
@@ -139,14 +149,25 @@ class Knowledge:
             chosen, checked = all_, 0
             outlined = [one for one in all_ if one.classes.any()]
         else:
-            shown = pool.shown if self.reveal == "guided" else pool.holding
-            z = _nearest(shown[pick.image], pick.slice)
+            shown = pool.shown[pick.image]
+            guided = self.reveal == "guided" and bool(shown.any())
+            z = self._best(shown, pick.slice) if guided else _nearest(pool.holding[pick.image], pick.slice)
             outlined, checked = [all_[z]], 1
             chosen = _filled(all_, z, pool.images[pick.image].spacing[2], fill)
-        outlines = sum(len(_structures(one)) for one in outlined)
+        seen = [int(index) for one in outlined for index in _structures(one)]
+        for index in seen:
+            self.outlined[index] = self.outlined.get(index, 0) + 1
         self.slices += chosen
         self.numbers.setdefault(pick.image, set()).update(one.index for one in chosen)
-        self.effort += Effort(1, len(outlined), outlines, checked)
+        self.effort += Effort(1, len(outlined), len(seen), checked)
+
+    def _best(self, shown: NDArray[np.bool_], z: int) -> int:
+        """A slice in the middle of the structure that was outlined least; one that shows many others, near `z`."""
+        least = min(np.flatnonzero(shown.any(axis=0)), key=lambda index: self.outlined.get(int(index) + 1, 0))
+        slices = np.flatnonzero(shown[:, least])
+        aside = int(len(slices) * (1 - MIDDLE) / 2)
+        middle = slices[aside : len(slices) - aside]
+        return int(middle[_nearest(shown[middle].sum(axis=1), int(np.abs(middle - z).argmin()))])
 
 
 def _structures(one: LabelledSlice) -> NDArray[np.uint8]:
