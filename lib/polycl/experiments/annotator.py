@@ -19,7 +19,7 @@ from polycl.volume import Volume
 
 Reveal = Literal["slices", "volumes", "propagated", "guided"]
 """What is labelled where a slice of an image is asked for: that slice, all slices, or that slice, from which
-propagation fills the volume. `guided`: from a slice in the middle of the structure that was outlined least so far, and
+propagation fills the volume. `guided`: from the middle slice of the structure that was outlined least so far, and
 with the help of the model that was learned so far, anew after each round."""
 OPEN_MINUTES = 1.0
 """To open a volume and scroll to the slice."""
@@ -27,8 +27,6 @@ OUTLINE_MINUTES = 1.0
 """To outline one structure on one slice."""
 CHECK_MINUTES = 1.0
 """To wait for a propagation, and to look through what it found; it is taken as it is."""
-MIDDLE = 0.5
-"""Share of the slices of a structure, around its middle one, that are as good as that to begin from."""
 BELIEVED = 0.5
 """How far from the outlined slice a propagation is learned from, in diameters of the structure there: it errs more the
 further it goes, and a structure changes over distances like its own size."""
@@ -151,7 +149,7 @@ class Knowledge:
         else:
             shown = pool.shown[pick.image]
             guided = self.reveal == "guided" and bool(shown.any())
-            z = self._best(shown, pick.slice) if guided else _nearest(pool.holding[pick.image], pick.slice)
+            z = self._best(shown) if guided else _nearest(pool.holding[pick.image], pick.slice)
             outlined, checked = [all_[z]], 1
             chosen = _filled(all_, z, pool.images[pick.image].spacing[2], fill)
         seen = [int(index) for one in outlined for index in _structures(one)]
@@ -161,13 +159,11 @@ class Knowledge:
         self.numbers.setdefault(pick.image, set()).update(one.index for one in chosen)
         self.effort += Effort(1, len(outlined), len(seen), checked)
 
-    def _best(self, shown: NDArray[np.bool_], z: int) -> int:
-        """A slice in the middle of the structure that was outlined least; one that shows many others, near `z`."""
+    def _best(self, shown: NDArray[np.bool_]) -> int:
+        """The middle slice of the structure that was outlined least."""
         least = min(np.flatnonzero(shown.any(axis=0)), key=lambda index: self.outlined.get(int(index) + 1, 0))
         slices = np.flatnonzero(shown[:, least])
-        aside = int(len(slices) * (1 - MIDDLE) / 2)
-        middle = slices[aside : len(slices) - aside]
-        return int(middle[_nearest(shown[middle].sum(axis=1), int(np.abs(middle - z).argmin()))])
+        return int(slices[len(slices) // 2])
 
 
 def _structures(one: LabelledSlice) -> NDArray[np.uint8]:
