@@ -53,6 +53,13 @@ def outlines(pool: Pool, name: str, z: int) -> int:
     return len(set(np.unique(pool.slices[name][z].classes)) - {0})
 
 
+def test_the_pool_knows_what_each_slice_shows(pool: Pool) -> None:
+    for name, slices in pool.slices.items():
+        for z, one in enumerate(slices):
+            assert set(np.flatnonzero(pool.shown[name][z]) + 1) == set(np.unique(one.classes)) - {0}
+        assert pool.shown[name].any()
+
+
 def test_slices_are_revealed_one_by_one(pool: Pool) -> None:
     known = Knowledge.of([[Pick("p0", 4, 0.0)], [Pick("p0", 0, 0.0), Pick("p1", 3, 0.0)]], pool, "slices", None)
     assert [(one.case, one.index) for one in known.slices] == [("p0", 4), ("p0", 0), ("p1", 3)]

@@ -76,3 +76,12 @@ def test_who_knows_the_outline_needs_no_edges() -> None:
     known = np.where(STAR, 8.0, -8.0).astype(np.float32)
     trial = Trial(ct(100, 0), STAR, lambda logits: 0.3 * logits + 0.7 * known)
     assert choose(GRID, SIDE // 4, 1.0, [trial]) is None
+
+
+def test_what_is_tried_on_several_slices_counts_on_average() -> None:
+    """One slice without a segmenter's say does not turn the filter on for all."""
+    known = np.where(STAR, 8.0, -8.0).astype(np.float32)
+    right = Trial(ct(100, 0), STAR, lambda logits: 0.3 * logits + 0.7 * known)
+    half = Trial(ct(110, 0), STAR, lambda logits: 0.5 * logits + 0.5 * known)
+    assert choose(GRID, SIDE // 4, 1.0, [Trial(ct(110, 0), STAR)]) is not None
+    assert choose(GRID, SIDE // 4, 1.0, [right, right, half]) is None

@@ -45,8 +45,8 @@ class Known:
     def __init__(self, **organs: Mask) -> None:
         self.name, self.organs, self.asked = "known", organs, 0
 
-    def on_slice(self, z: int) -> Mapping[str, NDArray[np.float32]]:
-        return {name: np.where(mask[:, :, z], 6.0, -6.0).astype(np.float32) for name, mask in self.organs.items()}
+    def on_slice(self, z: int) -> Mapping[str, Odds]:
+        return {name: np.where(mask[:, :, z], SURE, -SURE).astype(np.int8) for name, mask in self.organs.items()}
 
     def everywhere(self, label: str, check: Callable[[], None]) -> Odds:
         self.asked += 1
@@ -96,45 +96,73 @@ def test_the_best_of_several_is_asked() -> None:
 
 
 class Whole(Known):
-    """Finds on a slice what it is told to, as likely as it is told, and `whole` once it sees the volume."""
+    """Finds on a slice what it is told to, as likely as it is told, and something else once it sees the volume."""
 
-    def __init__(self, *, likely: Volume3, whole: Volume3) -> None:
+    def __init__(self, on_slice: dict[str, Volume3], whole: dict[str, Volume3]) -> None:
         super().__init__()
-        self.likely, self.whole = likely, whole
+        self.likely, self.whole = on_slice, whole
 
-    def on_slice(self, z: int) -> Mapping[str, NDArray[np.float32]]:
-        return {"organ": self.likely[:, :, z]}
+    def on_slice(self, z: int) -> Mapping[str, Odds]:
+        return {name: packed(torch.from_numpy(odds[:, :, z])) for name, odds in self.likely.items()}
 
     def everywhere(self, label: str, check: Callable[[], None]) -> Odds:
-        return packed(torch.from_numpy(self.whole))
+        return packed(torch.from_numpy(self.whole[label]))
 
 
-def test_who_is_unsure_of_the_object_still_knows_it() -> None:
+def likely(mask: Mask, inside: float) -> Volume3:
+    return np.where(mask, inside, -7.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("odds", [-1.5, -2.5, -3.5])
+def test_who_is_unsure_of_the_object_still_knows_it(odds: float) -> None:
     """A segmenter that finds the background likelier, but the object far likelier here than around it."""
-    unsure = np.where(ORGAN, -1.5, -6.0).astype(np.float32)
-    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Whole(likely=unsure, whole=unsure)])
+    unsure = {"organ": likely(ORGAN, odds)}
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Whole(unsure, unsure)])
     session.put(1, {15: Seed(COLUMN[:, :, 15])})
     assert last(found(session)) == 23
     assert session.recognised[1].label == "organ"
 
 
 def test_who_drops_the_object_once_it_sees_the_volume_does_not_know_it() -> None:
-    on_slice, nothing = np.where(ORGAN, 6.0, -6.0).astype(np.float32), np.full(SHAPE, -6.0, np.float32)
-    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Whole(likely=on_slice, whole=nothing)])
+    nothing = likely(ORGAN & False, 6)
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Whole({"organ": likely(ORGAN, 6)}, {"organ": nothing})])
     session.put(1, {15: Seed(COLUMN[:, :, 15])})
     assert last(found(session)) == 39
     assert session.recognised == {}
 
 
+def test_the_second_best_is_heard_where_the_best_was_wrong() -> None:
+    tight, nothing = cylinder(7, 10, 24), likely(ORGAN & False, 6)
+    on_slice = {"bladder": likely(ORGAN, 6), "liver": likely(tight, 6)}
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Whole(on_slice, on_slice | {"bladder": nothing})])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    assert last(found(session)) == 23
+    assert session.recognised[1].label == "liver"
+
+
+WALL = (np.hypot(X - 30, Y - 25) < 9) & (np.hypot(X - 30, Y - 25) > 6.5)
+THIN = WALL | ((np.abs(Y - 25) < 1) & (np.hypot(X - 30, Y - 25) < 24))
+
+
 def test_what_is_too_thin_for_the_networks_pixels_is_outlined_as_the_segmenter_has_it() -> None:
-    """A ring of one voxel: in masks of 16 pixels a side nothing is left of it."""
-    away = np.hypot(X - 30, Y - 25)
-    wall = (away < 9) & (away > 6.5)
-    thin = wall | ((np.abs(Y - 25) < 1) & (away < 24))
-    session = Propagation(ct(thin), FakeSam2(), guides=[Known(organ=thin)])
-    session.put(1, {15: Seed(thin[:, :, 15])})
-    outlined = found(session)[:, :, 20]
-    assert dice(outlined, thin[:, :, 20]) > 0.95
+    """A ring and a line of one voxel, in masks of 16 pixels a side."""
+    session = Propagation(ct(THIN), FakeSam2(), guides=[Known(organ=THIN)])
+    session.put(1, {15: Seed(THIN[:, :, 15])})
+    assert dice(found(session)[:, :, 20], THIN[:, :, 20]) > 0.95
+
+
+def test_pieces_that_only_the_segmenter_has_are_not_added() -> None:
+    island = (X == 55) & (np.abs(Y - 25) < 12)
+    session = Propagation(ct(THIN), FakeSam2(), guides=[Known(organ=THIN | island)])
+    session.put(1, {15: Seed(THIN[:, :, 15])})
+    assert not found(session)[55, :, 20].any()
+
+
+def test_a_clicked_slice_is_as_fine_as_the_others() -> None:
+    ring = cylinder(9, 0, 40) & ~cylinder(5.1, 0, 40)
+    session = Propagation(ct(ring), FakeSam2(), guides=[Known(organ=ring)])
+    session.put(1, {15: Seed(points=np.array([[30.0, 32.0]]), labels=np.array([1]))})
+    np.testing.assert_array_equal(found(session)[:, :, 15], ring[:, :, 15])
 
 
 def test_a_correction_takes_its_say_away() -> None:
@@ -227,13 +255,14 @@ def test_a_segmenter_is_asked_about_one_slice_and_then_all(tiny_checkpoint: Path
     guide = SegmenterGuide(segmenter, "tiny", volume)
     assert set(guide.on_slice(15)) == set(segmenter.header.labels)
     assert guide.on_slice(15) is guide.on_slice(15)
-    likely = np.stack(list(guide.on_slice(15).values()))
+    odds = np.stack(list(guide.on_slice(15).values()))
     likeliest = segmenter.segment(volume, only=range(15, 16)).voxels[:, :, 15]
     ids = np.array(list(segmenter.header.labels.values()))
     found = likeliest > 0
-    np.testing.assert_array_equal(ids[likely.argmax(axis=0)][found], likeliest[found])
+    rows = np.searchsorted(ids, likeliest[found])
+    np.testing.assert_array_equal(odds[:, found][rows, np.arange(len(rows))], odds[:, found].max(axis=0))
     assert found.any()
-    assert likely[:, ~found].max() <= 0, "the background has half at least"
+    assert odds[:, ~found].max() <= 0, "the background has half at least"
     name = next(iter(segmenter.header.labels))
     whole = guide.everywhere(name, lambda: None)
     outlined = segmenter.segment(volume, [name]).voxels == segmenter.header.labels[name]

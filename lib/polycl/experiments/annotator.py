@@ -171,10 +171,10 @@ def _structures(one: LabelledSlice) -> NDArray[np.uint8]:
     return np.unique(one.classes[one.classes > 0])
 
 
-def _nearest(shown: NDArray[np.generic], z: int) -> int:
-    """Of the slices that show most, so that there is as much as can be to propagate, the one that is nearest to `z`."""
-    where = np.flatnonzero(shown == shown.max())
-    return int(where[np.abs(where - z).argmin()]) if shown.any() else z
+def _nearest(holding: NDArray[np.bool_], z: int) -> int:
+    """Of the slices that hold something, so that there is something to propagate, the one that is nearest to `z`."""
+    where = np.flatnonzero(holding)
+    return int(where[np.abs(where - z).argmin()]) if len(where) else z
 
 
 def _filled(slices: Sequence[LabelledSlice], z: int, thickness: float, fill: Fill | None) -> list[LabelledSlice]:

@@ -25,7 +25,8 @@ SLICES_AT_A_TIME = 16
 class Object:
     """One label's result: logits over the frames of a grid, by slice, and how its outlines follow the CT.
 
-    `finer` gives what the voxels of a slice tell beyond that, [x1 - x0, y1 - y0] over the grid's box; None for nothing.
+    `finer` gives what comes to the logits of a slice in its own voxels, [x1 - x0, y1 - y0] over the grid's box, if
+    anything does. It sharpens what is there: pieces of its own do not count.
     """
 
     label: int
@@ -99,13 +100,24 @@ def paint(objects: Collection[Object], volume: Volume, out: NDArray[np.uint8]) -
                 restored = one.grid.restore(torch.stack([one.logits[z].float() for z in here]))
                 for z, smooth in zip(here, restored, strict=True):
                     finer = one.finer(z)
-                    plane = smooth if finer is None else smooth + finer
+                    plane = smooth if finer is None else _sharpened(smooth, finer)
                     if one.edges is not None:
                         x0, x1, y0, y1 = one.grid.box
-                        plane = one.edges.follow(smooth, volume.voxels[x0:x1, y0:y1, z], volume.spacing[0])
+                        plane = one.edges.follow(plane, volume.voxels[x0:x1, y0:y1, z], volume.spacing[0])
                     planes[z].append((one.label, one.grid.box, plane))
         for z, candidates in planes.items():
             _paint_slice(out[:, :, z], candidates)
+
+
+def _sharpened(smooth: NDArray[np.float32], finer: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits [X, Y] with finer ones added, but for pieces that the smooth ones have nothing of."""
+    plane = smooth + finer
+    pieces, count = ndimage.label(plane > 0, np.ones((3, 3), bool))
+    known = np.zeros(count + 1, dtype=bool)
+    known[pieces[smooth > 0]] = True
+    known[0] = True
+    plane[~known[pieces]] = -LARGEST
+    return plane
 
 
 def _paint_slice(out: NDArray[np.uint8], candidates: list[tuple[int, Box, NDArray[np.float32]]]) -> None:

@@ -8,7 +8,7 @@ annotated: masks as inexact as the network's are made of it, and what brings the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +81,7 @@ class Trial:
     blend: Callable[[Plane], Plane] = lambda logits: logits
 
 
-def choose(grid: FrameGrid, side: int, spacing: float, trials: Iterable[Trial]) -> Edges | None:
+def choose(grid: FrameGrid, side: int, spacing: float, trials: Sequence[Trial]) -> Edges | None:
     """What brings inexact masks nearest to annotated ones; None if nothing beats leaving them as they are.
 
     Args:
@@ -90,22 +90,23 @@ def choose(grid: FrameGrid, side: int, spacing: float, trials: Iterable[Trial]) 
         spacing: mm between voxels of a plane.
         trials: annotated slices.
     """
-    gains: dict[Edges, list[float]] = {}
     x0, x1, y0, y1 = grid.box
+    inside = [trial.hu[trial.mask & np.isfinite(trial.hu)] for trial in trials]
+    if not any(map(len, inside)):
+        return None
+    median = float(np.median(np.concatenate(inside)))
+    gains: dict[Edges, list[float]] = {}
     for trial in trials:
-        inside = trial.hu[trial.mask]
-        inside = inside[np.isfinite(inside)]
-        if not len(inside):
-            continue
-        hu, mask, median = trial.hu[x0:x1, y0:y1], trial.mask[x0:x1, y0:y1], float(np.median(inside))
+        hu, mask = trial.hu[x0:x1, y0:y1], trial.mask[x0:x1, y0:y1]
         for logits in map(trial.blend, grid.restore(_inexact(grid, side, trial.mask))):
             before = _dice(logits > 0, mask)
             for reach, contrast in TRIED:
-                after = _dice(Edges(reach, contrast, median).follow(logits, hu, spacing) > 0, mask)
-                gains.setdefault(Edges(reach, contrast, median), []).append(after - before)
+                edges = Edges(reach, contrast, median)
+                after = _dice(edges.follow(logits, hu, spacing) > 0, mask)
+                gains.setdefault(edges, []).append(after - before)
     mean = {edges: sum(found) / len(found) for edges, found in gains.items()}
-    best = max(mean, key=mean.__getitem__, default=None)
-    return best if best is not None and mean[best] >= GAIN else None
+    best = max(mean, key=mean.__getitem__)
+    return best if mean[best] >= GAIN else None
 
 
 def _inexact(grid: FrameGrid, side: int, annotated: NDArray[np.bool_]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from polycl.propagate.frames import Box, FrameGrid, Region
 from polycl.propagate.guides import Say
 from polycl.propagate.runs import Mark, Run, plan
 from polycl.propagate.seeds import Seed, union
-from polycl.propagate.sweep import Found, Lane, Sweep
+from polycl.propagate.sweep import Lane, Outcome, Sweep
 from polycl.propagate.tissue import Tissue
 
 TRIED_ON = 3
@@ -38,7 +38,7 @@ class Group:
         self.scene, self.span, self.fixed = scene, span, fixed
         self.seeds: dict[int, dict[Mark, Seed]] = {}
         self._prompted: dict[tuple[int, Mark], Tracked] = {}
-        self._results: dict[Run, Found] = {}
+        self._results: dict[Run, Outcome] = {}
         self._look_at(region)
 
     def _look_at(self, region: Region) -> None:
@@ -85,7 +85,7 @@ class Group:
     def pending(self) -> list[Run]:
         """Runs without a result; results of runs that are no longer wanted are dropped."""
         wanted = self._plan()
-        self._results = {run: found for run, found in self._results.items() if run in wanted}
+        self._results = {run: outcome for run, outcome in self._results.items() if run in wanted}
         return [run for run in wanted if run not in self._results]
 
     def run(self, visited: Callable[[int], None]) -> bool:
@@ -97,7 +97,7 @@ class Group:
         sweep = Sweep(self.scene.engine, self.features, self.scene.volume.shape[2], self._find, self._values, rim)
         outgrown = sweep.run(lanes, visited)
         if outgrown is None:
-            self._results.update({lane.run: lane.found() for lane in lanes})
+            self._results.update({lane.run: lane.outcome for lane in lanes})
             return True
         self._grow(outgrown)
         return False
@@ -107,36 +107,38 @@ class Group:
         made = []
         for label, seeds in self.seeds.items():
             runs = [(run, self._results[run]) for run in self._plan() if run.label == label and run in self._results]
-            found = blend(runs)
+            found = blend((run, outcome.found) for run, outcome in runs)
             found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
             if self.scene.how.connected:
                 found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
-            says = {z: say for run, visited in runs if (say := self._say(run)) for z in visited}
-            made.append(Object(label, self.grid, found, self._edges(label), partial(self._finer, label, says)))
+            shares = {
+                z: outcome.say.share for run, outcome in runs if outcome.say for z in (run.start.z, *outcome.found)
+            }
+            for mark, seed in seeds.items():
+                if seed.mask is not None:  # comes back as it is
+                    shares.pop(mark.z, None)
+            made.append(Object(label, self.grid, found, self._edges(label), partial(self._finer, label, shares)))
         return made
 
-    def _finer(self, label: int, says: Mapping[int, Say], z: int) -> NDArray[np.float32] | None:
+    def _finer(self, label: int, shares: Mapping[int, float], z: int) -> NDArray[np.float32] | None:
         """What a segmenter tells about the voxels of a slice that the pixels of masks were too coarse for."""
-        plane = self.scene.guides.find(label, z)
-        if plane is None or z not in says:
+        if z not in shares or (plane := self.scene.guides.find(label, z)) is None:
             return None
         x0, x1, y0, y1 = self.grid.box
         coarse = self.grid.restore(torch.from_numpy(self._shown(plane))[None])[0]
-        return says[z].share * (plane[x0:x1, y0:y1] - coarse)
+        return shares[z] * (plane[x0:x1, y0:y1] - coarse)
 
     def _edges(self, label: int) -> Edges | None:
         """How the outlines of a label follow the CT: tried on the slices of it that were annotated."""
         if not self.scene.how.edges:
             return None
-        trials = [self._trial(label, mark) for mark in self.seeds[label] if mark.present][:TRIED_ON]
-        known = [trial for trial in trials if trial is not None]
-        return choose(self.grid, self._side, self.scene.volume.spacing[0], known)
+        outlined = [(mark, seed.mask) for mark, seed in self.seeds[label].items() if seed.mask is not None]
+        present = [one for one in outlined if one[0].present][:TRIED_ON]
+        trials = [self._trial(label, mark, mask) for mark, mask in present]
+        return choose(self.grid, self._side, self.scene.volume.spacing[0], trials)
 
-    def _trial(self, label: int, mark: Mark) -> Trial | None:
-        """An annotated slice, with what a segmenter would say on one like it; None for one that has no mask."""
-        mask = self.seeds[label][mark].mask
-        if mask is None:
-            return None
+    def _trial(self, label: int, mark: Mark, mask: NDArray[np.bool_]) -> Trial:
+        """An annotated slice, with what a segmenter would say on one like it."""
         hu, plane = self.scene.volume.voxels[:, :, mark.z], self.scene.guides.find(label, mark.z)
         say = None if plane is None else Say.of([(self._shown(plane), self._mask(label, mark))])
         if plane is None or say is None:

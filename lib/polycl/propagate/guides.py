@@ -33,12 +33,16 @@ SHARE = 0.7
 """What a segmenter's log-odds count at most, beside those of the network."""
 SHIFTS = np.arange(-4.0, 4.01, 0.5)
 """Of a guide's log-odds, tried on annotated slices: how much more, or less, than it would was taken for the object."""
+SHOWN = 3
+"""Annotated slices that a segmenter is asked about at most."""
+TRIED = 2
+"""Labels that are looked for in the volume at most."""
 SHIFT_COST = 0.03
 """Dice that a unit of shift must gain for an object to be recognised by it."""
 AS_GOOD = 0.01
 """Dice that a smaller shift may lose there."""
 SHIFTED = 0.5
-"""Share of the shift found there that is expected on other slices."""
+"""Share of the shift found there that is expected on other slices; all of it where so much is not enough."""
 
 
 class Guide(Protocol):
@@ -48,8 +52,8 @@ class Guide(Protocol):
     def name(self) -> str:
         """Who is asked."""
 
-    def on_slice(self, z: int) -> Mapping[str, Odds]:
-        """How likely each pixel of one slice is to be what, by its own labels: log-odds [X, Y]."""
+    def on_slice(self, z: int) -> Mapping[str, NDArray[np.int8]]:
+        """How likely each pixel of one slice is to be what, by its own labels: [X, Y], as `polycl.odds` packs it."""
 
     def everywhere(self, label: str, check: Callable[[], None]) -> NDArray[np.int8]:
         """How likely each voxel is to be `label`, [X, Y, Z], as `polycl.odds` packs it.
@@ -65,10 +69,10 @@ class SegmenterGuide:
     segmenter: Segmenter
     name: str
     volume: Volume
-    _slices: dict[int, Mapping[str, Odds]] = field(default_factory=dict)
+    _slices: dict[int, Mapping[str, NDArray[np.int8]]] = field(default_factory=dict)
     _whole: dict[str, NDArray[np.int8]] = field(default_factory=dict)
 
-    def on_slice(self, z: int) -> Mapping[str, Odds]:
+    def on_slice(self, z: int) -> Mapping[str, NDArray[np.int8]]:
         """See `Guide`."""
         if z not in self._slices:
             self._slices[z] = self.segmenter.likelihoods(self.volume, z)
@@ -96,14 +100,15 @@ class Guides:
     def __init__(self, guides: Sequence[Guide] = ()) -> None:
         self._guides = tuple(guides)
         self.recognised: dict[int, Recognised] = {}
+        self._unknown: dict[int, Mapping[int, bytes]] = {}
 
     def ask(
         self, label: int, seen: Mapping[int, Mask], on_frame: Callable[[Odds], Odds], check: Callable[[], None]
     ) -> None:
         """Find out who knows the object `label`, unless that is known.
 
-        Who finds it on the annotated slices must still do so once it has seen the volume: a bladder may look like a
-        liver to who does not see the liver.
+        Who finds it on the annotated slices, of which the largest are shown, must still do so once it has seen the
+        volume: a bladder may look like a liver to who does not see the liver.
 
         Args:
             label: the object.
@@ -111,27 +116,35 @@ class Guides:
             on_frame: a plane [X, Y] as that frame shows it.
             check: may raise to stop.
         """
-        shown = {z: mask for z, mask in seen.items() if mask.any()}
-        if label in self.recognised or not shown:
+        largest = sorted(seen, key=lambda z: -int(seen[z].sum()))[:SHOWN]
+        shown = {z: seen[z] for z in largest if seen[z].any()}
+        question = {z: mask.tobytes() for z, mask in shown.items()}
+        if label in self.recognised or not shown or self._unknown.get(label) == question:
             return
-        best: tuple[float, Guide, str] | None = None
+
+        def compared(planes: Mapping[int, NDArray[np.int8]]) -> list[tuple[Odds, Mask]]:
+            return [(on_frame(unpacked(planes[z])), mask) for z, mask in shown.items()]
+
+        candidates: list[tuple[float, Guide, str]] = []
         for guide in self._guides:
             found = {z: guide.on_slice(z) for z in shown}
             check()
             for name in next(iter(found.values())):
-                agreement = _recognition([(on_frame(found[z][name]), mask) for z, mask in shown.items()])
-                if agreement > (best[0] if best else STRANGER):
-                    best = agreement, guide, name
-        if best is None:
-            return
-        _, guide, name = best
-        likelihood = guide.everywhere(name, check)
-        if _recognition([(on_frame(unpacked(likelihood[:, :, z])), mask) for z, mask in shown.items()]) > STRANGER:
-            self.recognised[label] = Recognised(guide.name, name, likelihood)
+                candidates.append((_recognition(compared({z: found[z][name] for z in shown})), guide, name))
+        candidates.sort(key=lambda one: -one[0])
+        for agreement, guide, name in candidates[:TRIED]:
+            if agreement <= STRANGER:
+                break
+            likelihood = guide.everywhere(name, check)
+            if Say.of(compared({z: likelihood[:, :, z] for z in shown})) is not None:
+                self.recognised[label] = Recognised(guide.name, name, likelihood)
+                return
+        self._unknown[label] = question
 
     def forget(self, labels: Collection[int]) -> None:
         """Other objects than these have no seeds any more."""
         self.recognised = {label: known for label, known in self.recognised.items() if label in labels}
+        self._unknown = {label: asked for label, asked in self._unknown.items() if label in labels}
 
     def find(self, label: int, z: int) -> Odds | None:
         """Log-odds of each pixel of a slice to be the object, [X, Y]; None if nobody knows it."""
@@ -162,11 +175,12 @@ class Say:
             return None
         scores = {float(shift): _agreement(found, float(shift)) for shift in SHIFTS}
         good = [shift for shift, score in scores.items() if score >= max(scores.values()) - AS_GOOD]
-        shift = SHIFTED * min(good, key=abs)
-        agreement = _agreement(found, shift)
-        if agreement <= STRANGER:
-            return None
-        return cls(SHARE * min(1.0, (agreement - STRANGER) / (FRIEND - STRANGER)), shift)
+        whole = min(good, key=abs)
+        for shift in (SHIFTED * whole, whole):
+            agreement = _agreement(found, shift)
+            if agreement > STRANGER:
+                return cls(SHARE * min(1.0, (agreement - STRANGER) / (FRIEND - STRANGER)), shift)
+        return None
 
 
 def _recognition(found: Sequence[tuple[Odds, Mask]]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,13 @@ Known = Callable[[int, int], NDArray[np.float32] | None]
 """How likely a segmenter finds a label on a slice, over the frame, log-odds [s, s]; None if it does not know it."""
 Found = dict[int, torch.Tensor]
 """Logits [s, s] in float16 by slice, of the slices where an object is."""
+
+
+class Outcome(NamedTuple):
+    """What a run found, and how a segmenter was heard in it."""
+
+    found: Found
+    say: Say | None
 
 
 @dataclass
@@ -73,10 +81,11 @@ class Lane:
         known = None if hint is None else hint.odds > 0
         return self.ending.goes_on(mask, known, values) and self.done < len(self.run.slices)
 
-    def found(self) -> Found:
+    @property
+    def outcome(self) -> Outcome:
         """The slices that count."""
         results = zip(self.run.slices, self.logits, self.ending.kept, strict=False)
-        return {z: logits for z, logits, kept in results if kept}
+        return Outcome({z: logits for z, logits, kept in results if kept}, self.say)
 
 
 @dataclass(frozen=True)

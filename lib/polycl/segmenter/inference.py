@@ -109,19 +109,18 @@ class Segmenter:
         found[(found > 0) & (kept == 0)] = -odds.MOST
         return found
 
-    def likelihoods(self, volume: Volume, z: int) -> dict[str, NDArray[np.float32]]:
-        """Log-odds `[X, Y]` of each pixel of slice `z` of a canonical CT in HU to be a label, by label.
+    def likelihoods(self, volume: Volume, z: int) -> dict[str, NDArray[np.int8]]:
+        """The same for slice `z` of a canonical CT and every label, `[X, Y]`.
 
-        Nothing is known of whole organs or of neighbouring slices. The least in the air around the body.
+        Nothing is known of whole organs or of neighbouring slices.
         """
         grid = SliceGrid.of(volume, self.header.preprocessing.spacing, STRIDE)
         x0, x1, y0, y1 = grid.box
         seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
         [(_, part)] = self._restored(volume, grid, range(z, z + 1), seen, None)
-        likely = torch.logit(part[0].float().softmax(dim=0), eps=FLOOR).cpu().numpy()
-        found = {}
+        likely = odds.packed(torch.logit(part[0].softmax(dim=0), eps=FLOOR))
+        found = {label: np.full(volume.shape[:2], -odds.MOST, dtype=np.int8) for label in self.header.labels}
         for label, index in self.header.labels.items():
-            found[label] = np.full(volume.shape[:2], -odds.MOST / odds.STEPS, dtype=np.float32)
             found[label][x0:x1, y0:y1] = likely[index]
         return found
 
