@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
 
 from polycl.volume import Volume
@@ -54,6 +52,9 @@ def compare(
         return Agreement(None, None, None, *volumes)
     if not min(volumes):
         return Agreement(0.0, None, 0.0, *volumes)
+    import torch  # here, as whoever wants a Dice alone need not wait for MONAI
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
     box = _box(ours | theirs)
     pair = [torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None] for mask in (ours, theirs)]
     spacing = list(reference.spacing)

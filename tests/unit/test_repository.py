@@ -115,19 +115,30 @@ def test_only_its_own_part_imports(package: str) -> None:
     assert [name for name in importers if not name.startswith(IMPORTERS[package])] == []
 
 
-def test_help_loads_no_heavy_package() -> None:
-    cli = ROOT / "lib/polycl/cli"
-    if not (cli / "__init__.py").exists():
-        pytest.skip("there is no command line yet")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["--help"], 0),
+        (["segment", "none.nii.gz", "-o", "organ.nii.gz"], 1),
+        (["refine", "none.nii.gz", "--mask", "none.nii.gz", "-o", "organ.nii.gz"], 1),
+        (["propagate", "none.nii.gz", "--seed", "none.nii.gz", "-o", "organ.nii.gz"], 1),
+        (["evaluate", "none.nii.gz", "none.nii.gz"], 1),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_help_and_a_missing_file_wait_for_no_heavy_package(command: list[str], code: int, tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from polycl.cli import main\n"
-        "sys.argv = ['polycl', '--help']\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        f"sys.argv = ['polycl', *{command}]\n"
+        f"try:\n    main()\nexcept SystemExit as stop:\n    assert (stop.code or 0) == {code}, stop.code\n"
         "print('loaded:', *sorted({'torch', 'monai', 'monailabel'} & sys.modules.keys()))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
+    assert ("no such file" in done.stderr) == bool(code)
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
 
 

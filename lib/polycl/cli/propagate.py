@@ -82,13 +82,14 @@ def propagate(
     """
     how = parameters(parameter)
     settings = options.settings(device, precision)
-    from polycl.propagate.loading import load_propagator
-    from polycl.propagate.session import Propagation
     from polycl.volume import require_writable, write_volume
 
     require_writable(output)
     clock = [time.perf_counter()]
     volume = options.read_image(image, settings, series, any_values)
+    from polycl.propagate.loading import load_propagator
+    from polycl.propagate.session import Propagation
+
     found, names = _seeds(seed, volume, label, seed_slice, how.labels, settings)
     box = None if roi is None else parse_roi(roi, volume)
     clock.append(time.perf_counter())

@@ -41,12 +41,11 @@ def refine(
     from polycl.volume import read_volume, require_writable, write_volume
 
     require_writable(output)
-
-    engine = load(model, settings)
     volume = options.read_image(image, settings, series, any_values)
     coarse = read_volume(mask, kind="label", max_voxels=settings.max_voxels)
     volume.require_same_grid(coarse, f"{mask.name}:")
     _check_labels(coarse, label)
+    engine = load(model, settings)
     result, report = run(volume, coarse, engine, how, label)
     write_volume(result, output)
     if as_json:
