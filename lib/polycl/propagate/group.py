@@ -111,12 +111,14 @@ class Group:
             found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
             if self.scene.how.connected:
                 found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
+            as_given = {mark.z for mark, seed in seeds.items() if seed.mask is not None}
             shares = {
-                z: outcome.say.share for run, outcome in runs if outcome.say for z in (run.start.z, *outcome.found)
+                z: outcome.say.share
+                for run, outcome in runs
+                if outcome.say is not None
+                for z in (run.start.z, *outcome.found)
+                if z not in as_given
             }
-            for mark, seed in seeds.items():
-                if seed.mask is not None:  # comes back as it is
-                    shares.pop(mark.z, None)
             made.append(Object(label, self.grid, found, self._edges(label), partial(self._finer, label, shares)))
         return made
 
