@@ -205,13 +205,13 @@ class TestClicks:
         from polycl.segmenter import Segmenter
 
         calls = []
-        segment = Segmenter.segment
+        likelihoods = Segmenter.likelihoods
 
-        def counted(self: Segmenter, *given: Any, **named: Any) -> Volume:
+        def counted(self: Segmenter, *given: Any, **named: Any) -> Any:
             calls.append(given)
-            return segment(self, *given, **named)
+            return likelihoods(self, *given, **named)
 
-        monkeypatch.setattr(Segmenter, "segment", counted)
+        monkeypatch.setattr(Segmenter, "likelihoods", counted)
         counts = []
         for guide, point in (("none", (20, 16, 12)), ("tiny", (20, 16, 12)), ("tiny", (21, 16, 12))):
             points = own(tubes["lps"], point)
