@@ -85,3 +85,8 @@ def test_what_is_tried_on_several_slices_counts_on_average() -> None:
     half = Trial(ct(110, 0), STAR, lambda logits: 0.5 * logits + 0.5 * known)
     assert choose(GRID, SIDE // 4, 1.0, [Trial(ct(110, 0), STAR)]) is not None
     assert choose(GRID, SIDE // 4, 1.0, [right, right, half]) is None
+
+
+def test_a_slice_that_is_no_numbers_tells_nothing() -> None:
+    seen, unseen = Trial(ct(100, 0), STAR), Trial(np.full((SIDE, SIDE), np.nan, np.float32), STAR)
+    assert choose(GRID, SIDE // 4, 1.0, [seen, unseen]) == choose(GRID, SIDE // 4, 1.0, [seen]) is not None

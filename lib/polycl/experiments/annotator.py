@@ -80,16 +80,14 @@ class Pool:
         self.slices: dict[str, list[LabelledSlice]] = {name: [] for name in self.images}
         for one in labelled_slices(cases, targets):
             self.slices[one.case].append(one)
-        self.holding = {name: np.array([one.classes.any() for one in all_]) for name, all_ in self.slices.items()}
-        """Which slices hold any structure."""
         classes = range(1, len(targets) + 1)
         self.shown = {
-            name: np.array([[(one.classes == index).any() for index in classes] for one in all_]).reshape(
-                -1, len(targets)
-            )
+            name: np.array([[(one.classes == index).any() for index in classes] for one in all_])
             for name, all_ in self.slices.items()
         }
         """Which slices show which structures, by image, bool `[slices, structures]`."""
+        self.holding = {name: shown.any(axis=1) for name, shown in self.shown.items()}
+        """Which slices hold any structure."""
 
     def unscored(self, known: Knowledge) -> list[Candidate]:
         """What is left to annotate, for strategies that ask no model: people see on which slices there is something."""

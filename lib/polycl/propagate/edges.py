@@ -91,12 +91,12 @@ def choose(grid: FrameGrid, side: int, spacing: float, trials: Sequence[Trial]) 
         trials: annotated slices.
     """
     x0, x1, y0, y1 = grid.box
-    inside = [trial.hu[trial.mask & np.isfinite(trial.hu)] for trial in trials]
-    if not any(map(len, inside)):
+    inside = [(trial, values) for trial in trials if len(values := trial.hu[trial.mask & np.isfinite(trial.hu)])]
+    if not inside:
         return None
-    median = float(np.median(np.concatenate(inside)))
+    median = float(np.median(np.concatenate([values for _, values in inside])))
     gains: dict[Edges, list[float]] = {}
-    for trial in trials:
+    for trial, _ in inside:
         hu, mask = trial.hu[x0:x1, y0:y1], trial.mask[x0:x1, y0:y1]
         for logits in map(trial.blend, grid.restore(_inexact(grid, side, trial.mask))):
             before = _dice(logits > 0, mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -142,7 +142,7 @@ class Group:
     def _trial(self, label: int, mark: Mark, mask: NDArray[np.bool_]) -> Trial:
         """An annotated slice, with what a segmenter would say on one like it."""
         hu, plane = self.scene.volume.voxels[:, :, mark.z], self.scene.guides.find(label, mark.z)
-        say = None if plane is None else Say.of([(self._shown(plane), self._mask(label, mark))])
+        say = self._say(label, (mark,))
         if plane is None or say is None:
             return Trial(hu, mask)
         x0, x1, y0, y1 = self.grid.box
@@ -180,12 +180,14 @@ class Group:
         tissue = Tissue.of(values, start) if self.scene.how.tissue else None
         ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges, looks)
         memories = {mark: one.memory for mark, one in tracked.items()}
-        return Lane(run, ending, tracked[run.start].logits.half().cpu(), memories, self._say(run), tissue)
+        return Lane(
+            run, ending, tracked[run.start].logits.half().cpu(), memories, self._say(run.label, run.marks), tissue
+        )
 
-    def _say(self, run: Run) -> Say | None:
-        """How a segmenter is heard in a run, by how well it agrees with the seeds of it."""
-        found = {mark: self._find(run.label, mark.z) for mark in run.marks}
-        return Say.of([(odds, self._mask(run.label, mark)) for mark, odds in found.items() if odds is not None])
+    def _say(self, label: int, marks: Sequence[Mark]) -> Say | None:
+        """How a segmenter is heard about a label, by how well it agrees with these seeds of it."""
+        found = {mark: self._find(label, mark.z) for mark in marks}
+        return Say.of([(odds, self._mask(label, mark)) for mark, odds in found.items() if odds is not None])
 
     def _mask(self, label: int, mark: Mark) -> NDArray[np.bool_]:
         """A seed as the network took it, over the frame."""
