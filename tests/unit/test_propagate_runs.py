@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from polycl.errors import InputError
+from polycl.propagate.compose import bridged
 from polycl.propagate.ending import LEAST_SLICES, Ending, Looks
 from polycl.propagate.engine import Memory
 from polycl.propagate.parameters import PropagateParameters
-from polycl.propagate.runs import Mark, Run, plan, recall
+from polycl.propagate.runs import Mark, Run, plan, recall, stretches
 
 pytestmark = pytest.mark.unit
 
@@ -108,6 +110,32 @@ def disc(radius: float, x: float = 15.5, y: float = 15.5) -> NDArray[np.bool_]:
 EMPTY = np.zeros((32, 32), bool)
 
 
+def logits(mask: NDArray[np.bool_]) -> torch.Tensor:
+    return torch.where(torch.from_numpy(mask), 4.0, -4.0)
+
+
+class TestBridged:
+    """Gaps between two slices that the object is known to be on."""
+
+    def test_a_gap_is_filled_by_what_lies_on_either_side(self) -> None:
+        found = {0: logits(disc(4)), 1: logits(disc(4)), 2: logits(EMPTY), 4: logits(disc(8)), 5: logits(disc(8))}
+        filled = bridged(found, [(0, 5)], 0.1)
+        assert sorted(filled) == [0, 1, 2, 3, 4, 5]
+        assert np.array_equal(filled[2].numpy() > 0, disc(4))
+        assert np.array_equal(filled[3].numpy() > 0, disc(8))
+        assert all(filled[z] is found[z] for z in (0, 1, 4, 5))
+
+    def test_what_lies_apart_is_two_things(self) -> None:
+        found = {0: logits(disc(3, x=6)), 4: logits(disc(3, x=24))}
+        assert bridged(found, [(0, 4)], 0.1) == found
+
+    def test_nothing_is_filled_past_a_slice_that_was_emptied(self) -> None:
+        marks = [Mark(0, 0), Mark(3, 0, present=False), Mark(6, 0), Mark(9, 0)]
+        assert stretches(reversed(marks)) == [(6, 9)]
+        found = {0: logits(disc(4)), 6: logits(disc(4)), 9: logits(disc(4))}
+        assert sorted(bridged(found, stretches(marks), 0.1)) == [0, 6, 7, 8, 9]
+
+
 class TestEnding:
     def watch(self, masks: list[NDArray[np.bool_]], spacing: float = 2.0, **kwargs: object) -> tuple[int, list[bool]]:
         """How many slices were visited, and which count."""
@@ -177,6 +205,14 @@ class TestEnding:
         assert all(ending.goes_on(disc(8), None, values) for values in (liver, fatty, lung))
         assert not ending.goes_on(disc(8), None, lung)
         assert ending.kept == [True, True, False, False]
+
+    def test_other_tissue_between_two_seeds_is_the_object(self) -> None:
+        """A seed near the pole of a kidney is darker than the kidney, which no less lies between two of them."""
+        pole, kidney = (np.full((32, 32), value, float) for value in (60, 200))
+        looks = Looks.of(pole, disc(8))
+        ending = Ending(PropagateParameters(drift=60.0), 2.0, disc(8), bridges=True, looks=looks)
+        assert all(ending.goes_on(disc(8), None, kidney) for _ in range(3))
+        assert ending.kept == [True] * 3
 
     def test_what_looks_mixed_may_drift_more(self) -> None:
         values = np.where(np.arange(32) % 2, 400.0, -400.0) * np.ones((32, 1))

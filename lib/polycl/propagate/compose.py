@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -56,6 +57,29 @@ def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
             total = sum(weight for weight, _ in parts)
             blended[z] = (torch.stack([weight * part for weight, part in there]).sum(dim=0) - absent * LARGEST) / total
     return blended
+
+
+def bridged(found: Found, stretches: Iterable[tuple[int, int]], overlap: float) -> Found:
+    """`found` without gaps in `stretches`, from one slice that an object is known to be on to another.
+
+    A gap is filled by what lies on either side of it, each weighing less the further it is, if that is one object going
+    on: of the smaller of the two masks the share `overlap` must lie in the other, too.
+    """
+    filled = dict(found)
+    for first, last in stretches:
+        there = [z for z in range(first, last + 1) if z in found and bool((found[z] > 0).any())]
+        for before, after in itertools.pairwise(there):
+            low, high = found[before].float(), found[after].float()
+            if after - before > 1 and _one_object(low > 0, high > 0, overlap):
+                gap = range(before + 1, after)
+                filled |= {z: torch.lerp(low, high, (z - before) / (after - before)) for z in gap}
+    return filled
+
+
+def _one_object(low: torch.Tensor, high: torch.Tensor, overlap: float) -> bool:
+    """Whether two masks lie on one another to the share `overlap` of the smaller one, and at all."""
+    shared = int((low & high).sum())
+    return shared > 0 and shared >= overlap * min(int(low.sum()), int(high.sum()))
 
 
 def keep_connected(found: Found, seeds: Collection[int], reach: int) -> Found:

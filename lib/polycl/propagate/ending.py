@@ -47,8 +47,9 @@ class Ending:
     """Sees the masks of one run in order and says when to stop.
 
     A slice counts as absent where the mask is empty, has collapsed to a small share of the largest area seen, lies
-    elsewhere than the last one that counted, or holds other tissue than the seed. A run stops once slices over
-    `patience` mm, and at least `LEAST_SLICES`, are absent in a row.
+    elsewhere than the last one that counted, or holds other tissue than the seed, unless the object is known to be at
+    the far end, too: a seed near a pole is no measure of the middle. A run stops once slices over `patience` mm, and at
+    least `LEAST_SLICES`, are absent in a row.
 
     A segmenter that knows the object has a say too: a mask that it agrees with counts whatever it looks like; where it
     finds nothing either, absence costs twice; where it finds the object at the place of the last mask, absence costs
@@ -109,7 +110,7 @@ class Ending:
         return 0.0 if (known & self.last).any() else self.spacing
 
     def _alike(self, mask: NDArray[np.bool_], values: NDArray[np.floating[Any]] | None) -> bool:
-        if self.looks is None or values is None:
+        if self.looks is None or values is None or self.bridges:
             return True
         found = Looks.of(values, mask)
         return found is None or self.looks.like(found, self.how.drift)

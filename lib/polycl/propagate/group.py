@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polycl.propagate.compose import Object, blend, keep_connected
+from polycl.propagate.compose import Object, blend, bridged, keep_connected
 from polycl.propagate.edges import Edges, Trial, choose
 from polycl.propagate.ending import Ending, Looks
 from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
 from polycl.propagate.frames import Box, FrameGrid, Region
 from polycl.propagate.guides import Say
-from polycl.propagate.runs import Mark, Run, plan
+from polycl.propagate.runs import Mark, Run, plan, stretches
 from polycl.propagate.seeds import Seed, union
 from polycl.propagate.sweep import Lane, Outcome, Sweep
 from polycl.propagate.tissue import Tissue
@@ -109,6 +109,7 @@ class Group:
             runs = [(run, self._results[run]) for run in self._plan() if run.label == label and run in self._results]
             found = blend((run, outcome.found) for run, outcome in runs)
             found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
+            found = bridged(found, stretches(seeds), self.scene.how.overlap)
             if self.scene.how.connected:
                 found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
             as_given = {mark.z for mark, seed in seeds.items() if seed.mask is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from polycl.propagate.engine import Memory, Recall
@@ -89,6 +89,12 @@ def plan(label: int, marks: Sequence[Mark], low: int, high: int, *, meet: float 
             runs.append(Run(label, after, before, -1, after.z - reach - 1))
     runs += _outward(label, ordered[-1], 1, high)
     return [run for run in runs if len(run.slices)]
+
+
+def stretches(marks: Iterable[Mark]) -> list[tuple[int, int]]:
+    """First and last slice of each stretch between two neighbouring seeds that both show the object."""
+    ordered = sorted(marks, key=lambda mark: mark.z)
+    return [(one.z, other.z) for one, other in itertools.pairwise(ordered) if one.present and other.present]
 
 
 def _outward(label: int, mark: Mark, step: int, end: int) -> list[Run]:
