@@ -70,7 +70,7 @@ class FakeSam2:
             components, _ = ndimage.label(bright)
             kept = np.setdiff1d(np.unique(components[ndimage.binary_dilation(before)]), [0])
             mask = torch.from_numpy(np.isin(components, kept))
-            results.append(self._tracked(mask if recall.hint is None else recall.hint.blend(mask * 12.0 - 6) > 0))
+            results.append(self._tracked(recall.told(mask * 12.0 - 6) > 0))
         return results
 
     def _tracked(self, mask: torch.Tensor) -> Tracked:

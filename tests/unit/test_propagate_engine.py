@@ -139,7 +139,7 @@ class TestAgainstThePackage:
         run = Run(1, Mark(1, 0), None, 1, 3)
         looked = recall(run, 2, {run.start: seed}, {}, slots=TINY.memories, pointers=TINY.pointers, depth=3)
         odds = np.where(np.arange(SIZE // 4) < 5, 6.0, -6.0)[:, None].repeat(SIZE // 4, axis=1).astype(np.float32)
-        recalls = [replace(looked, hint=None if share is None else Hint(odds, share)) for share in (None, 0.0, 1.0)]
+        recalls = [replace(looked, hints=() if share is None else (Hint(odds, share),)) for share in (None, 0.0, 1.0)]
         alone, silent, told = ours.track([features[2]] * 3, recalls)
         torch.testing.assert_close(silent.logits, alone.logits.clamp(-LARGEST, LARGEST))
         torch.testing.assert_close(told.logits, torch.from_numpy(odds))

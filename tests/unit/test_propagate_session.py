@@ -56,7 +56,7 @@ class Shrinking(FakeSam2):
         for recall in recalls:
             inner = ndimage.binary_erosion(recall.previous.numpy() > 0)
             logits = torch.where(torch.from_numpy(inner), 6.0, -1.0)
-            results.append(self._tracked(logits > 0 if recall.hint is None else recall.hint.blend(logits) > 0))
+            results.append(self._tracked(recall.told(logits) > 0))
         return results
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from polycl.propagate.engine import LARGEST, Lean
+from polycl.propagate.engine import LARGEST, Hint, Lean, Recall
 from polycl.propagate.tissue import JOINS, KEPT_OUT, LEAST, Tissue
 
 pytestmark = pytest.mark.unit
@@ -71,3 +71,12 @@ def test_a_lean_adds_to_what_the_network_finds() -> None:
     logits = torch.tensor([[-1.0, 1.0], [-1024.0, 20.0]])
     lean = Lean(np.array([[1.5, -1.5], [1.0, 0.0]], np.float32))
     torch.testing.assert_close(lean.blend(logits), torch.tensor([[0.5, -0.5], [1 - LARGEST, LARGEST]]))
+
+
+def test_tissue_is_heard_after_who_knows_the_object() -> None:
+    """What a segmenter leaves in doubt tissue decides, and not the other way round."""
+    logits = torch.tensor([[1.0, 1.0, 6.0]])
+    hints = Hint(np.array([[-1.0, -6.0, -1.0]], np.float32), 0.7), Lean(np.array([[1.0, 1.0, 0.0]], np.float32))
+    recall = Recall((), (), 1, hints=hints)
+    torch.testing.assert_close(recall.told(logits), torch.tensor([[0.6, -2.9, 1.1]]))
+    assert torch.equal(Recall((), (), 1).told(logits), logits)

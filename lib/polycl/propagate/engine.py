@@ -5,6 +5,7 @@ Nothing here computes: the algorithm in `polycl.propagate.sweep` and `session` w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -113,14 +114,18 @@ class Recall:
         pointers: pairs of how many frames back in the direction of travel, and memory.
         reach: frames back that count as far, the most that a distance is.
         previous: logits [S / 4, S / 4] of the frame before in the direction of travel, where the network asks for them.
-        hint: blended into what the network finds, before that is remembered.
+        hints: blended into what the network finds, one after the other, before that is remembered.
     """
 
     spatial: tuple[tuple[int, Memory], ...]
     pointers: tuple[tuple[int, Memory], ...]
     reach: int
     previous: Any = None
-    hint: Hint | Lean | None = None
+    hints: tuple[Hint | Lean, ...] = ()
+
+    def told(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [S / 4, S / 4] of the network with the hints blended in."""
+        return functools.reduce(lambda so_far, hint: hint.blend(so_far), self.hints, logits)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -243,11 +243,10 @@ class Sam2Engine:
 
 def _hinted(outputs: Any, recalls: Sequence[Recall]) -> Any:
     """The heads' outputs with the hints blended in: an object that is there by them is remembered as there."""
-    if all(one.hint is None for one in recalls):
+    if not any(one.hints for one in recalls):
         return outputs
     *first, low, _, pointers, presences = outputs
-    told = zip(low, recalls, strict=True)
-    low = torch.stack([mask if one.hint is None else one.hint.blend(mask) for mask, one in told])
+    low = torch.stack([one.told(mask) for mask, one in zip(low, recalls, strict=True)])
     high = F.interpolate(low, outputs[4].shape[-2:], mode="bilinear", align_corners=False)
     there = (low > 0).flatten(1).any(dim=1, keepdim=True)
     return *first, low, high, pointers, torch.where(there, presences.clamp_min(LEAST_PRESENCE), presences)

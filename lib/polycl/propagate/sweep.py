@@ -60,12 +60,13 @@ class Lane:
             return None
         return self.tissue.lean(values, self.ending.last, self.ending.how.tissue)
 
-    def recall(self, engine: VideoEngine, depth: int, hint: Hint | Lean | None) -> Recall:
-        """What the next slice looks back at."""
+    def recall(self, engine: VideoEngine, depth: int, hint: Hint | None, values: NDArray[np.float32]) -> Recall:
+        """What the next slice looks back at, and what it is told beside: by a segmenter first, then by its tissue."""
+        hints = tuple(one for one in (hint, self.lean(values)) if one is not None)
         looks = recall(
             self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
         )
-        return replace(looks, previous=self.logits[-1] if self.logits else self.start, hint=hint)
+        return replace(looks, previous=self.logits[-1] if self.logits else self.start, hints=hints)
 
     def take(self, result: Tracked, remembered: int, hint: Hint | None, values: NDArray[np.float32]) -> bool:
         """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on.
@@ -119,7 +120,7 @@ class Sweep:
             hints = [lane.hint(self.known(lane.run.label, lane.z)) for lane in active]
             values = [self.values(lane.z) for lane in active]
             recalls = [
-                lane.recall(self.engine, self.depth, lane.lean(seen) if hint is None else hint)
+                lane.recall(self.engine, self.depth, hint, seen)
                 for lane, hint, seen in zip(active, hints, values, strict=True)
             ]
             results = self.engine.track([features[lane.z] for lane in active], recalls)
