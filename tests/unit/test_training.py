@@ -1,5 +1,6 @@
 """Data sets, training crops and the fine-tuning loop."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from polycl.dataset import LabelledSlice, Target, find_cases, labelled_slices
 from polycl.errors import InputError, NotFoundError
 from polycl.segmenter.augment import Augmentation, TrainingCrops, spatial_view
 from polycl.segmenter.mirror import mirrored
+from polycl.segmenter.removal import without_one
 from polycl.segmenter.training import Report, Schedule, TrainingData, exponential_average, finetune
+from polycl.segmenter.unenhanced import unenhanced
 from polycl.volume import Volume, write_volume
 
 pytestmark = pytest.mark.unit
@@ -219,3 +222,56 @@ def test_negatives_come_from_each_pool(dataset: Path) -> None:
     means = [float(crops[item][0].mean()) for item in range(60)]
     assert 15 < sum(mean < 0.2 for mean in means) < 45
     assert not any(crops[item][1].any() for item in range(60))
+
+
+def test_without_contrast_medium_organs_lie_close_together_and_bone_stays() -> None:
+    classes = np.zeros((64, 64), np.uint8)
+    classes[8:28, 8:28], classes[36:56, 8:28] = 1, 2
+    hu = np.full((3, 64, 64), -90, np.float32)
+    hu[:, 8:28, 8:28], hu[:, 36:56, 8:28], hu[:, 40:50, 45:55], hu[:, 10:20, 45:55] = 110, 200, 700, 150
+    inside = (slice(None), slice(12, 24), slice(12, 24)), (slice(None), slice(40, 52), slice(12, 24))
+    for seed in range(8):
+        drawn = unenhanced(hu, classes, np.random.default_rng(seed))
+        assert drawn.dtype == np.float32
+        organ, kidney = (float(drawn[one].mean()) for one in inside)
+        assert abs(kidney - organ) < 200 - 110
+        assert organ < 110
+        assert kidney < 160
+        assert float(drawn[:, 12:18, 47:53].mean()) < 150  # a vessel
+        np.testing.assert_array_equal(drawn[:, 40:50, 45:55], 700)
+        np.testing.assert_array_equal(drawn[:, 30:34, 58:], -90)
+
+
+def test_a_share_of_views_is_without_contrast_medium(dataset: Path) -> None:
+    targets = [Target("organ", (1,))]
+    slices = list(labelled_slices(find_cases(dataset), targets))
+    first, none, all_ = (
+        [
+            TrainingCrops(slices, [], Preprocessing(size=32), items=4, seed=0, augmentation=options)[item][0]
+            for item in range(4)
+        ]
+        for options in (Augmentation(), Augmentation(unenhanced=0.0), Augmentation(unenhanced=1.0))
+    )
+    assert all(torch.equal(one, other) for one, other in zip(first, none, strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(first, all_, strict=True))
+
+
+def test_one_of_several_organs_is_taken_out() -> None:
+    classes = np.zeros((32, 32), np.uint8)
+    classes[4:12, 4:12], classes[12:20, 4:12] = 1, 2
+    hu = np.where(classes > 0, 100, 0).astype(np.int16)
+    whole = replace(one_slice(), hu=hu, classes=classes, beside=(hu, hu))
+    gone = set()
+    for seed in range(8):
+        left = without_one(whole, np.random.default_rng(seed))
+        (kept,) = np.unique(left.classes[left.classes > 0])
+        gone |= {3 - int(kept)}
+        assert np.array_equal(left.classes == kept, classes == kept)
+        for seen in (left.hu, *left.beside):
+            assert seen.dtype == np.int16
+            assert (seen[classes == kept] == 100).all()
+            assert -110 < seen[classes == 3 - kept].mean() < -80
+            assert not seen[:, 16:].any()
+    assert gone == {1, 2}
+    alone = replace(whole, classes=np.where(classes == 1, 1, 0).astype(np.uint8))
+    assert without_one(alone, np.random.default_rng(0)) is alone

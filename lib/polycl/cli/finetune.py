@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from polycl.checkpoints import Header
     from polycl.dataset import LabelledSlice
     from polycl.segmenter.training import Report, TrainingData
+    from polycl.settings import Settings
 
 NEGATIVE_EVERY = 6
 """Of a volume without the targets, so many slices apart are enough."""
@@ -34,6 +35,8 @@ def finetune(
     negatives: Annotated[Path | None, typer.Option(help="A data set known to hold none of the targets.")] = None,
     negative_cases: Annotated[int, typer.Option(help="Use the first so many cases of it.")] = 80,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="More: halves without the target, mirrored.")] = False,
+    unenhanced: Annotated[float, typer.Option(min=0, max=1, help="Show this share as without contrast medium.")] = 0.0,
+    removed: Annotated[float, typer.Option(min=0, max=1, help="Take one of several targets out of this share.")] = 0.0,
     certain: Annotated[float, typer.Option(min=0, max=1, help="Drop a label with fewer sure pixels, a share.")] = 0.0,
     smooth: Annotated[float, typer.Option(min=0, help="Average slices with their neighbours, by so many mm.")] = 0.0,
     contrast: Annotated[float, typer.Option(min=0.5, max=2, help="Narrow the window by so much after training.")] = 1.0,
@@ -69,34 +72,40 @@ def finetune(
     """Train a segmenter on DATASET; keep the weights with the best Dice on whole validation volumes. Resumes."""
     _check(size, output, encoder, start)
     settings = options.settings(device, precision)
-    from polycl import devices
     from polycl.segmenter.training import Schedule
 
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
     begin = start_of(settings, encoder, start, architecture, norm, targets).seeing(beside)
     everything = _data(dataset, targets, train, validate, without, begin.beside)
     data = _few(everything, slices, scans, seed, absent=absent)
-    rest = _rest(everything, data, outline, seed)
     loss_options: dict[str, Any] = {"loss": loss, "background": background, "tighten": tighten}
     schedule = Schedule(steps, batch, learning_rate, seed=seed, workers=workers, freeze=freeze, **loss_options)
     after = {"certain": certain, "smooth": smooth, "contrast": contrast}
     header = _header(begin, targets, size, spacing, data).model_copy(update=after)
-    given = {"schedule": schedule, "where": devices.choose(settings.device, settings.precision), **begin.weights}
-    best = _learn(header, _mirrored(data) if mirrored else data, rest, output, given)
-    typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
+    given = {"schedule": schedule, "augmentation": {"unenhanced": unenhanced, "removed": removed}, **begin.weights}
+    data, rest = _mirrored(data) if mirrored else data, _rest(everything, data, outline, seed)
+    _learn(header, data, rest, output, given, settings)
 
 
-def _learn(header: Header, data: TrainingData, rest: list[LabelledSlice], output: Path, given: dict[str, Any]) -> float:
-    """Train, with progress: twice if slices are left to be outlined in between. The best Dice on validation volumes."""
+def _learn(
+    header: Header,
+    data: TrainingData,
+    rest: list[LabelledSlice],
+    output: Path,
+    given: dict[str, Any],
+    settings: Settings,
+) -> None:
+    """Train, with progress: twice if slices are left to be outlined in between. Tells the best validation Dice."""
+    from polycl import devices
     from polycl.segmenter.augment import Augmentation
     from polycl.segmenter.self_training import finetune_twice
     from polycl.segmenter.training import finetune
 
+    augmentation, where = Augmentation(**given["augmentation"]), devices.choose(settings.device, settings.precision)
     with options.progress("Training steps") as bar:
-        given = {**given, "augmentation": Augmentation(), "report": lambda now: _tell(now, bar)}
-        if rest:
-            return finetune_twice(header, data, rest, output, **given)
-        return finetune(header, data, output, **given)
+        given = {**given, "augmentation": augmentation, "where": where, "report": lambda now: _tell(now, bar)}
+        best = finetune_twice(header, data, rest, output, **given) if rest else finetune(header, data, output, **given)
+    typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
 
 
 def _check(size: int, output: Path, encoder: str | None, start: str | None) -> None:

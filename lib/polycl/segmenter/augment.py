@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 
 from polycl.checkpoints import Preprocessing
 from polycl.dataset import LabelledSlice
+from polycl.segmenter.removal import without_one
+from polycl.segmenter.unenhanced import unenhanced
 from polycl.slices import SOFT_TISSUE_HU, tissue_box
 
 LEAST_PLAY = 0.15
@@ -25,7 +27,11 @@ LEAST_PLAY = 0.15
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a view may stray from the slice."""
+    """How far a view may stray from the slice.
+
+    A share `unenhanced` of views looks as without contrast medium; from a share `removed` one of several organs is
+    taken out.
+    """
 
     rotation_degrees: float = 15.0
     scale: tuple[float, float] = (0.75, 1.35)
@@ -35,6 +41,8 @@ class Augmentation:
     noise: float = 0.04
     blur_pixels: float = 1.2
     coarse: tuple[float, float] = (0.35, 1.0)
+    unenhanced: float = 0.0
+    removed: float = 0.0
 
 
 def _rough(augmentation: Augmentation) -> Compose:
@@ -86,7 +94,11 @@ class TrainingCrops(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
         negative = random.random() < self.negative_share
         pool = self.negatives[random.integers(len(self.negatives))] if negative else self.slices
         chosen = pool[random.integers(len(pool))]
+        if self.augmentation.removed and random.random() < self.augmentation.removed:
+            chosen = without_one(chosen, random)
         hu = np.stack([chosen.hu, *chosen.beside]).astype(np.float32)
+        if self.augmentation.unenhanced and random.random() < self.augmentation.unenhanced:
+            hu = unenhanced(hu, chosen.classes, random)
         seen = self._windowed(torch.from_numpy(hu), random)
         image, classes = spatial_view(seen, chosen, self.preprocessing, self.augmentation, random)
         self._rough.set_random_state(seed=int(random.integers(2**31)))
