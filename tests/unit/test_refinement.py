@@ -198,6 +198,16 @@ def test_only_what_changed_is_asked_about_again() -> None:
     assert (report.accepted, report.kept, len(engine.prompts)) == (6, 2, 8 + 6)
 
 
+def test_later_passes_ask_less() -> None:
+    image, coarse, _ = volumes()
+    engine = Threshold()
+    how = like(stride=1, passes=2, asks=["box", "box+mask"], asks_again=["box+point+mask"])
+    _, report = refine(image, coarse, engine, None, how, labels=[1])
+    assert report.accepted == 7
+    told = [(one.mask_logits is not None, len(one.points)) for one in engine.prompts]
+    assert told == [(False, 0), (True, 0)] * 7 + [(True, 1)] * 7
+
+
 def test_thin_components_are_kept_as_they_are() -> None:
     image, coarse, _ = volumes()
     coarse.voxels[20:, :, :] = 0

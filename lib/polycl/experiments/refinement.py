@@ -60,6 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mean of three, no gate": FREE,
     "one pass": {"passes": 1},
     "three passes": {"passes": 3},
+    "three answers again": {"asks_again": ["box", "box+mask", "box+point+mask"]},
     "slice by slice": {"through_plane": 0.0},
     "through-plane 1.5 mm": {"through_plane": 1.5},
     "through-plane 5 mm": {"through_plane": 5.0},

@@ -45,6 +45,9 @@ class RefineParameters(Parameters):
         description="what SAM is told of a component, its innermost pixel being the point; the answers are averaged",
     )
     passes: int = Field(default=2, ge=1, le=4, description="times that SAM is asked, then about what came of it")
+    asks_again: tuple[Ask, ...] = Field(
+        default=("box+point+mask",), min_length=1, description="what it is told in later passes; it has a mask by then"
+    )
     crop_margin: float | None = Field(
         default=20.0,
         ge=0,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from polycl.errors import InputError
-from polycl.refinement.parameters import RefineParameters
+from polycl.refinement.parameters import Ask, RefineParameters
 from polycl.refinement.pieces import (
     EIGHT_NEIGHBOURS,
     Accepted,
@@ -264,7 +264,8 @@ class _Label:
             if changed is not None and z not in changed:
                 continue
             pieces, _ = self._pieces(z, self.region)
-            answers = self._answers(pieces, embedding, number)
+            asks = self.how.asks if changed is None else self.how.asks_again
+            answers = self._answers(pieces, asks, embedding, number)
             judged = [judge(piece, one, self.spacing, self.how) for piece, one in zip(pieces, answers, strict=True)]
             new = [one for one in judged if one is not None]
             if changed is None:
@@ -276,9 +277,8 @@ class _Label:
         self.report.seconds["decode"] += time.perf_counter() - encoded
         return accepted
 
-    def _answers(self, pieces: list[Piece], embedding: Embedding, number: int) -> list[Answer]:
+    def _answers(self, pieces: list[Piece], asks: Sequence[Ask], embedding: Embedding, number: int) -> list[Answer]:
         """What SAM answers about each piece of picture `number`."""
-        asks = self.how.asks
         prompts = [
             prompts_for(piece, ask, self.spacing, self.how.box_margin, self.mosaic, number)
             for piece in pieces
