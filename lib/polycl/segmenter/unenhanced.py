@@ -26,7 +26,7 @@ SOFT = 0.7
 
 
 def unenhanced(
-    hu: NDArray[np.float32], classes: NDArray[np.integer], random: np.random.Generator
+    hu: NDArray[np.float32], classes: NDArray[np.uint8], random: np.random.Generator
 ) -> NDArray[np.float32]:
     """HU `[C, X, Y]` of a slice and those beside it as a scan without medium, or with little, might have them.
 
