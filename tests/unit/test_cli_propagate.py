@@ -12,28 +12,11 @@ from fake_sam2 import FakeSam2
 from polycl.errors import InputError
 from polycl.settings import Settings
 from polycl.volume import Volume, read_segments, read_volume, write_volume
+from two_organs import LIVER, SHAPE, SPLEEN, ct, stored
 
 pytestmark = pytest.mark.unit
 
 Run = Callable[..., tuple[int, str, str]]
-SHAPE = (48, 40, 24)
-# L-P-S, slices first: nothing about it is canonical.
-AFFINE = np.array([[0, -1.0, 0, 20], [0, 0, -1.0, 30], [2.0, 0, 0, -50], [0, 0, 0, 1]])
-
-
-def stored(canonical: NDArray[np.generic]) -> Volume:
-    """A canonical array, as the file has it."""
-    return Volume(np.ascontiguousarray(canonical.transpose(2, 0, 1)[:, ::-1, ::-1]), AFFINE)
-
-
-def ball(centre: tuple[int, int, int], radii: tuple[float, float, float]) -> NDArray[np.bool_]:
-    grid = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
-    parts = [((axis - middle) / radius) ** 2 for axis, middle, radius in zip(grid, centre, radii, strict=True)]
-    found: NDArray[np.bool_] = parts[0] + parts[1] + parts[2] < 1
-    return found
-
-
-LIVER, SPLEEN = ball((14, 20, 12), (10, 11, 8)), ball((38, 20, 12), (6, 9, 6))
 
 
 @pytest.fixture
@@ -55,10 +38,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeSam2:
 def files(tmp_path: Path) -> tuple[Path, Path, Path]:
     """Image, full label map, output."""
     image, seed = tmp_path / "ct.nii.gz", tmp_path / "seed.nrrd"
-    hu = np.full(SHAPE, -1000, np.int16)
-    hu[2:-2, 2:-2] = -60
-    hu[LIVER | SPLEEN] = 100
-    write_volume(stored(hu), image)
+    write_volume(ct(), image)
     write_volume(stored((LIVER + 2 * SPLEEN.astype(np.uint8)).astype(np.uint8)), seed)
     return image, seed, tmp_path / "out.seg.nrrd"
 

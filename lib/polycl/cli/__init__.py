@@ -6,6 +6,7 @@ import warnings
 import typer
 
 from polycl.cli import (
+    annotate,
     audit,
     backup,
     bench,
@@ -39,6 +40,7 @@ app.command("serve")(serve.serve)
 app.command("segment")(segment.segment)
 app.command("refine")(refine.refine)
 app.command("propagate")(propagate.propagate)
+app.command("annotate")(annotate.annotate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("import")(imports.import_)
 app.command("pretrain")(pretrain.pretrain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -13,22 +12,18 @@ from polycl.cli import options
 from polycl.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from polycl.catalogue import Catalogue, Entry
     from polycl.propagate.guides import Guide as Helper
     from polycl.propagate.header import FrameConfig
     from polycl.propagate.parameters import PropagateParameters
     from polycl.propagate.seeds import Choice, Found
-    from polycl.propagate.session import Propagation, Roi
+    from polycl.propagate.session import Roi
     from polycl.settings import Settings
     from polycl.volume import Volume
 
 DEFAULT_MODEL = "polycl-sam2-ct"
-STAGES = ("read", "load", "propagate", "write")
-"""What the command spends its time on."""
-LAST = 255
-"""The highest id of a label."""
 
 Label = Annotated[
     list[str] | None,
@@ -42,19 +37,7 @@ SeedSlice = Annotated[
     ),
 ]
 SeedFile = Annotated[
-    Path | None,
-    typer.Option("--seed", help="LABELS: a label map on the grid of IMAGE, its annotated slices not empty."),
-]
-ClickFile = Annotated[
-    Path | None,
-    typer.Option("--clicks", help="Instead of --seed: JSON with points and boxes by structure, which a SAM outlines."),
-]
-Outliner = Annotated[
-    str | None, typer.Option("--outline-by", help="The SAM for --clicks; the one at hand otherwise.", metavar="NAME")
-]
-Onto = Annotated[
-    Path | None,
-    typer.Option(help="With --clicks: keep this label map; new labels, numbered on, take what it leaves free."),
+    Path, typer.Option("--seed", help="LABELS: a label map on the grid of IMAGE, its annotated slices not empty.")
 ]
 Model = Annotated[str, typer.Option(help="A SAM 2 of the catalogue (see polycl models list), or a .safetensors file.")]
 Size = Annotated[int | None, typer.Option(help="Pixels a side that the model sees, a multiple of 32.")]
@@ -76,9 +59,8 @@ Set = Annotated[
 
 def propagate(
     image: options.Image,
+    seed: SeedFile,
     output: options.Output,
-    seed: SeedFile = None,
-    clicks: ClickFile = None,
     label: Label = None,
     model: Model = DEFAULT_MODEL,
     seed_slice: SeedSlice = "all",
@@ -86,8 +68,6 @@ def propagate(
     window: Window = None,
     roi: Box = None,
     guide: Guide = "auto",
-    outline_by: Outliner = None,
-    onto: Onto = None,
     parameter: Set = None,
     series: options.Series = None,
     any_values: options.AnyValues = False,
@@ -100,7 +80,6 @@ def propagate(
     Slices that are annotated stay as they are. Only axial slices count as annotated: what is painted on sagittal or
     coronal ones is taken as points.
     """
-    _check_given(seed, clicks, onto)
     how = parameters(parameter)
     settings = options.settings(device, precision)
     from polycl.volume import require_writable, write_volume
@@ -108,68 +87,36 @@ def propagate(
     require_writable(output)
     clock = [time.perf_counter()]
     volume = options.read_image(image, settings, series, any_values)
-    kept = None if onto is None else _labels(onto, volume, settings)
-    if clicks is not None:
-        found, names = _outlined(clicks, volume, outline_by, kept, settings)
-    else:
-        found, names = _seeds(cast("Path", seed), volume, label, seed_slice, how.labels, settings)
+    from polycl.propagate.loading import load_propagator
+    from polycl.propagate.session import Propagation
+
+    found, names = _seeds(seed, volume, label, seed_slice, how.labels, settings)
     box = None if roi is None else parse_roi(roi, volume)
     clock.append(time.perf_counter())
-    session = _session(volume, (model, size, window, guide), how, box, settings)
-    session.put_found(found)
+    engine = load_propagator(model, settings, size=size)
+    guides = guides_of(guide, volume, settings)
     clock.append(time.perf_counter())
+    frames = _frames(engine.frames, window, volume)
+    session = Propagation(volume, engine, parameters=how, frames=frames, roi=box, guides=guides)
+    session.put_found(found)
     with options.progress("Propagating slices") as report:
         result = session.run(report)
-    if kept is not None:
-        result = _added(result, kept, found)
     clock.append(time.perf_counter())
     named = {names.get(index, f"Segment {index}"): index for index in sorted(found.seeds)}
     write_volume(result, output, names=named)
     clock.append(time.perf_counter())
     millilitres = {name: round(result.millilitres(result.voxels == index), 2) for name, index in named.items()}
     if as_json:
-        done = {"output": str(output), "labels": named, **_done(session, found, named, clock)}
-        options.print_json(done | {"volumes_ml": millilitres})
+        stages = ("read", "load", "propagate", "write")
+        seconds = {stage: round(b - a, 3) for stage, a, b in zip(stages, clock[:-1], clock[1:], strict=True)}
+        counts = {name: len(found.seeds[index]) for name, index in named.items()}
+        known = {name: session.recognised[index] for name, index in named.items() if index in session.recognised}
+        done = {"output": str(output), "model": engine.name, "labels": named, "seed_slices": counts}
+        done["recognised"] = {name: {"by": one.guide, "as": one.label} for name, one in known.items()}
+        options.print_json(done | {"volumes_ml": millilitres, "seconds": seconds})
     else:
         organs = ", ".join(f"{name} {ml:.0f} ml" for name, ml in millilitres.items())
         typer.echo(f"{output}: {organs} ({clock[-1] - clock[0]:.1f} s)")
-
-
-def _session(
-    volume: Volume,
-    by: tuple[str, int | None, str | None, str],
-    how: PropagateParameters,
-    box: Roi | None,
-    settings: Settings,
-) -> Propagation:
-    """A propagation `by` --model, --size, --window and --guide."""
-    from polycl.propagate.loading import load_propagator
-    from polycl.propagate.session import Propagation
-
-    model, size, window, guide = by
-    engine = load_propagator(model, settings, size=size)
-    seen = _frames(engine.frames, window, volume)
-    guides = _guides(guide, volume, settings)
-    return Propagation(volume, engine, parameters=how, frames=seen, roi=box, guides=guides)
-
-
-def _check_given(seed: Path | None, clicks: Path | None, onto: Path | None) -> None:
-    if (seed is None) == (clicks is None):
-        raise InputError("give --seed, a label map, or --clicks, a JSON file: one of the two")
-    if onto is not None and clicks is None:
-        raise InputError("--onto goes with --clicks; labels of --seed keep their own ids")
-
-
-def _done(session: Propagation, found: Found, named: Mapping[str, int], clock: Sequence[float]) -> dict[str, Any]:
-    """What was done, for JSON."""
-    known = {name: session.recognised[index] for name, index in named.items() if index in session.recognised}
-    stages = itertools.pairwise(clock)
-    return {
-        "model": session.engine.name,
-        "seed_slices": {name: len(found.seeds[index]) for name, index in named.items()},
-        "recognised": {name: {"by": one.guide, "as": one.label} for name, one in known.items()},
-        "seconds": {name: round(b - a, 3) for name, (a, b) in zip(STAGES, stages, strict=True)},
-    }
 
 
 def _seeds(
@@ -177,50 +124,15 @@ def _seeds(
 ) -> tuple[Found, dict[int, str]]:
     """The seeds in the label map at `path`, and the names of ids that have one."""
     from polycl.propagate.seeds import from_labels
-    from polycl.volume import read_segments
+    from polycl.volume import read_segments, read_volume
 
-    labels = _labels(path, volume, settings)
+    labels = read_volume(path, kind="label", max_voxels=settings.max_voxels)
+    volume.require_same_grid(labels, f"{path.name}:")
     ids, names = wanted(given, read_segments(path))
     found = from_labels(labels, ids, seed_choice(choice, volume), most=most)
     for note in found.notes:
         typer.echo(f"polycl: {note}", err=True)
     return found, names
-
-
-def _labels(path: Path, volume: Volume, settings: Settings) -> Volume:
-    """The label map at `path`; InputError unless it is on the grid of `volume`."""
-    from polycl.volume import read_volume
-
-    labels = read_volume(path, kind="label", max_voxels=settings.max_voxels)
-    volume.require_same_grid(labels, f"{path.name}:")
-    return labels
-
-
-def _outlined(
-    path: Path, volume: Volume, by: str | None, kept: Volume | None, settings: Settings
-) -> tuple[Found, dict[int, str]]:
-    """What a SAM outlines at the clicks in the file at `path`, numbered on from the labels of `kept`, and the names."""
-    from polycl.propagate.outlined import outline, parse
-    from polycl.propagate.seeds import Found
-    from polycl.sam import default_engine, load_engine
-
-    if not path.is_file():
-        raise NotFoundError(f"there is no file {path}")
-    entries = parse(path.read_bytes())
-    seeds = outline(entries, volume, load_engine(by or default_engine(settings) or DEFAULT_MODEL, settings))
-    first = 1 if kept is None else int(kept.voxels.max()) + 1
-    names = dict(enumerate(seeds, start=first))
-    if max(names) > LAST:
-        raise InputError(f"{len(names)} more labels are too many: ids end at {LAST}, and the first free one is {first}")
-    return Found({index: seeds[name] for index, name in names.items()}, {}), names
-
-
-def _added(result: Volume, kept: Volume, found: Found) -> Volume:
-    """`kept` with the labels of `result` where it has none."""
-    import numpy as np
-
-    wanted = np.where(np.isin(result.voxels, list(found.seeds)) & (kept.voxels == 0), result.voxels, kept.voxels)
-    return result.with_voxels(wanted.astype(np.uint8))
 
 
 def parameters(given: list[str] | None) -> PropagateParameters:
@@ -319,7 +231,7 @@ def _frames(frames: FrameConfig, window: str | None, volume: Volume) -> FrameCon
     return frames.model_copy(update={"windows": (seen_through(choice, volume.window),)})
 
 
-def _guides(name: str, volume: Volume, settings: Settings) -> list[Helper]:
+def guides_of(name: str, volume: Volume, settings: Settings) -> list[Helper]:
     """The segmenters that may help: one by its name, with `auto` all whose weights are here, with `none` none."""
     from polycl.catalogue import Catalogue
     from polycl.propagate.guides import SegmenterGuide
