@@ -14,8 +14,8 @@ from fake_sam2 import FakeSam2
 from polycl.errors import Cancelled
 from polycl.metrics import dice
 from polycl.odds import MOST, STEPS, packed, unpacked
-from polycl.propagate.engine import Hint
-from polycl.propagate.guides import SHARE, Say, SegmenterGuide
+from polycl.propagate.engine import Hint, Lean
+from polycl.propagate.guides import SHARE, SUREST, YIELDS, Say, SegmenterGuide
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
 from polycl.segmenter import Segmenter
@@ -74,6 +74,23 @@ def test_who_knows_the_object_tells_where_it_ends() -> None:
     assert last(found(session)) == 23
     assert (session.recognised[1].guide, session.recognised[1].label) == ("known", "organ")
     assert guide.asked == 1
+
+
+@pytest.mark.parametrize(("around", "kinds"), [(-100, [Hint, Lean]), (100, [Hint])])
+def test_tissue_is_heard_beside_who_knows_the_object(around: int, kinds: list[type]) -> None:
+    """Who knows it has less of a say where tissue has one."""
+    image = ct(COLUMN)
+    image.voxels[~COLUMN] = around
+    engine = FakeSam2()
+    session = Propagation(image, engine, guides=[Known(organ=ORGAN)])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    session.run()
+    hints = [recall.hints for step in engine.steps for recall in step]
+    assert hints
+    assert all([type(one) for one in some] == kinds for some in hints)
+    share = hints[0][0].share  # type: ignore[union-attr]
+    assert share == pytest.approx(SHARE * (1 - YIELDS) if around < 0 else SHARE, abs=0.02)
+    assert max(float(np.abs(some[0].odds).max()) for some in hints) == SUREST
 
 
 def test_nobody_is_believed_who_finds_something_else() -> None:

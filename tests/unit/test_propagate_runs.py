@@ -119,21 +119,22 @@ class TestBridged:
 
     def test_a_gap_is_filled_by_what_lies_on_either_side(self) -> None:
         found = {0: logits(disc(4)), 1: logits(disc(4)), 2: logits(EMPTY), 4: logits(disc(8)), 5: logits(disc(8))}
-        filled = bridged(found, [(0, 5)], 0.1)
+        filled = bridged(found, [(0, 5)], 2, 0.1)
         assert sorted(filled) == [0, 1, 2, 3, 4, 5]
         assert np.array_equal(filled[2].numpy() > 0, disc(4))
         assert np.array_equal(filled[3].numpy() > 0, disc(8))
         assert all(filled[z] is found[z] for z in (0, 1, 4, 5))
+        assert sorted(bridged(found, [(0, 5)], 1, 0.1)) == [0, 1, 2, 4, 5]
 
     def test_what_lies_apart_is_two_things(self) -> None:
         found = {0: logits(disc(3, x=6)), 4: logits(disc(3, x=24))}
-        assert bridged(found, [(0, 4)], 0.1) == found
+        assert bridged(found, [(0, 4)], 3, 0.1) == found
 
     def test_nothing_is_filled_past_a_slice_that_was_emptied(self) -> None:
         marks = [Mark(0, 0), Mark(3, 0, present=False), Mark(6, 0), Mark(9, 0)]
         assert stretches(reversed(marks)) == [(6, 9)]
         found = {0: logits(disc(4)), 6: logits(disc(4)), 9: logits(disc(4))}
-        assert sorted(bridged(found, stretches(marks), 0.1)) == [0, 6, 7, 8, 9]
+        assert sorted(bridged(found, stretches(marks), 2, 0.1)) == [0, 6, 7, 8, 9]
 
 
 class TestEnding:

@@ -86,6 +86,18 @@ class TestDirections:
         assert set(np.flatnonzero(result.voxels.any(axis=(0, 1)))) == set(range(10, 30))
         assert engine.encoded < 40  # it stopped
 
+    @pytest.mark.parametrize(("bridge", "missing"), [(20.0, []), (6.0, []), (5.9, [18, 19, 20]), (0.0, [18, 19, 20])])
+    def test_what_both_directions_lose_between_two_seeds_is_filled(
+        self, engine: FakeSam2, bridge: float, missing: list[int]
+    ) -> None:
+        dark = ct(BODY)
+        dark.voxels[..., 18:21] = -100
+        session = Propagation(dark, engine, parameters=PropagateParameters(bridge=bridge, edges=False))
+        session.put(1, {z: Seed(BODY[:, :, z]) for z in (15, 25)})
+        found = session.run().voxels
+        assert [z for z in range(10, 30) if not found[:, :, z].any()] == missing
+        assert missing or dice(found[:, :, 19] == 1, BODY[:, :, 19]) > 0.9
+
     def test_a_slice_with_a_seed_comes_back_exactly(self, engine: FakeSam2) -> None:
         rough = np.zeros(SHAPE[:2], bool)
         rough[24:37, 19:30] = True

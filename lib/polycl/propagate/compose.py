@@ -59,8 +59,8 @@ def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
     return blended
 
 
-def bridged(found: Found, stretches: Iterable[tuple[int, int]], overlap: float) -> Found:
-    """`found` without gaps in `stretches`, from one slice that an object is known to be on to another.
+def bridged(found: Found, stretches: Iterable[tuple[int, int]], longest: int, overlap: float) -> Found:
+    """`found` without gaps of up to `longest` slices in `stretches`, from one slice that shows the object to another.
 
     A gap is filled by what lies on either side of it, each weighing less the further it is, if that is one object going
     on: of the smaller of the two masks the share `overlap` must lie in the other, too.
@@ -70,7 +70,7 @@ def bridged(found: Found, stretches: Iterable[tuple[int, int]], overlap: float) 
         there = [z for z in range(first, last + 1) if z in found and bool((found[z] > 0).any())]
         for before, after in itertools.pairwise(there):
             low, high = found[before].float(), found[after].float()
-            if after - before > 1 and _one_object(low > 0, high > 0, overlap):
+            if 1 < after - before <= longest + 1 and _one_object(low > 0, high > 0, overlap):
                 gap = range(before + 1, after)
                 filled |= {z: torch.lerp(low, high, (z - before) / (after - before)) for z in gap}
     return filled

@@ -109,9 +109,10 @@ class Group:
             runs = [(run, self._results[run]) for run in self._plan() if run.label == label and run in self._results]
             found = blend((run, outcome.found) for run, outcome in runs)
             found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
-            found = bridged(found, stretches(seeds), self.scene.how.overlap)
             if self.scene.how.connected:
                 found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
+            longest = int(self.scene.how.bridge / self.scene.volume.spacing[2])
+            found = bridged(found, stretches(seeds), longest, self.scene.how.overlap)
             as_given = {mark.z for mark, seed in seeds.items() if seed.mask is not None}
             shares = {
                 z: outcome.say.share
@@ -147,7 +148,7 @@ class Group:
         if plane is None or say is None:
             return Trial(hu, mask)
         x0, x1, y0, y1 = self.grid.box
-        hint = say.share * (plane[x0:x1, y0:y1] + say.shift)
+        hint = say.share * say.odds(plane[x0:x1, y0:y1])
         return Trial(hu, mask, lambda logits: (1 - say.share) * logits + hint)
 
     @property
@@ -179,10 +180,16 @@ class Group:
         values = self._values(run.start.z)
         looks = Looks.of(values, start)
         tissue = Tissue.of(values, start) if self.scene.how.tissue else None
-        ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges, looks)
+        distinct = 0.0 if tissue is None else tissue.distinct
+        ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges, looks, distinct)
         memories = {mark: one.memory for mark, one in tracked.items()}
         return Lane(
-            run, ending, tracked[run.start].logits.half().cpu(), memories, self._say(run.label, run.marks), tissue
+            run,
+            ending,
+            tracked[run.start].logits.half().cpu(),
+            memories,
+            self._say(run.label, run.marks),
+            tissue,
         )
 
     def _say(self, label: int, marks: Sequence[Mark]) -> Say | None:

@@ -31,6 +31,10 @@ STRANGER, FRIEND = 0.6, 0.8
 """Dice on annotated slices: up to the first a segmenter has no say, from the second on its full share."""
 SHARE = 0.7
 """What a segmenter's log-odds count at most, beside those of the network."""
+YIELDS = 0.5
+"""Part of that share which is the network's where nothing like the object is around it: it does well there."""
+SUREST = 4.0
+"""Log-odds beyond which a segmenter is not believed to be surer: it says as much of what it never saw."""
 SHIFTS = np.arange(-4.0, 4.01, 0.5)
 """Of a guide's log-odds, tried on annotated slices: how much more, or less, than it would was taken for the object."""
 SHOWN = 3
@@ -164,6 +168,11 @@ class Say:
 
     share: float
     shift: float
+
+    def odds(self, found: Odds) -> Odds:
+        """What it finds, as it is heard."""
+        heard: Odds = np.clip(found + np.float32(self.shift), -SUREST, SUREST)
+        return heard
 
     @classmethod
     def of(cls, found: Sequence[tuple[Odds, Mask]]) -> Say | None:

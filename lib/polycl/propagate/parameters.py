@@ -26,14 +26,14 @@ class PropagateParameters(Parameters):
     drift: float = Field(
         default=60.0,
         gt=0,
-        description="HU that the median of a slice may be off the seed's, before it counts as absent",
+        description="HU that the median of a slice may be off the seed's before it counts as absent, beyond all seeds",
     )
     tissue: float = Field(
         default=2.0,
         ge=0,
         lt=8,
-        description="log-odds that an object's own kind of tissue, where it was one slice before, counts at most, "
-        "unless a segmenter knows the object; less the more of the same is around it",
+        description="log-odds that an object's own kind of tissue, where it was one slice before, counts at most; "
+        "less the more of the same is around it",
     )
     share: float = Field(
         default=1.5,
@@ -44,6 +44,9 @@ class PropagateParameters(Parameters):
     guess: float = Field(default=160.0, gt=0, description="side of the region for points, before any extent is known")
     meet: float = Field(
         default=0.6, ge=0.5, le=1, description="share of the slices between two seeds that is visited from either"
+    )
+    bridge: float = Field(
+        default=20.0, ge=0, description="so long a gap between two seeds is filled by what lies on either side; 0: none"
     )
     edges: bool = Field(
         default=True, description="outlines follow the edges of the CT where that helps on the annotated slices"
