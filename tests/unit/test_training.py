@@ -242,18 +242,32 @@ def test_without_contrast_medium_organs_lie_close_together_and_bone_stays() -> N
         np.testing.assert_array_equal(drawn[:, 30:34, 58:], -90)
 
 
-def test_a_share_of_views_is_without_contrast_medium(dataset: Path) -> None:
-    targets = [Target("organ", (1,))]
+@pytest.mark.parametrize("option", ["unenhanced", "removed"])
+def test_a_share_of_views_is_changed(dataset: Path, option: str) -> None:
+    targets = [Target("organ", (1,)), Target("spot", (2,))]
     slices = list(labelled_slices(find_cases(dataset), targets))
-    first, none, all_ = (
-        [
-            TrainingCrops(slices, [], Preprocessing(size=32), items=4, seed=0, augmentation=options)[item][0]
-            for item in range(4)
-        ]
-        for options in (Augmentation(), Augmentation(unenhanced=0.0), Augmentation(unenhanced=1.0))
-    )
-    assert all(torch.equal(one, other) for one, other in zip(first, none, strict=True))
-    assert not any(torch.equal(one, other) for one, other in zip(first, all_, strict=True))
+
+    def views(share: float) -> list[torch.Tensor]:
+        options = Augmentation(**{option: share})
+        crops = TrainingCrops(slices, [], Preprocessing(size=32), items=24, seed=0, augmentation=options)
+        return [torch.cat(crops[item][:2]) for item in range(len(crops))]
+
+    plain, half, all_ = views(0.0), views(0.5), views(1.0)
+    assert not any(torch.equal(one, other) for one, other in zip(plain, all_, strict=True))
+    # With a share the first number drawn decides: views that stay are drawn from the numbers after it.
+    changed = sum(torch.equal(one, other) for one, other in zip(half, all_, strict=True))
+    assert 4 <= changed <= 20
+
+
+def test_without_medium_a_kidney_may_be_darker_than_the_liver() -> None:
+    classes = np.zeros((48, 48), np.uint8)
+    classes[4:20, 4:44], classes[28:44, 4:44] = 1, 2
+    hu = np.where(classes == 1, 110, np.where(classes == 2, 200, -90)).astype(np.float32)[None]
+    drawn = [unenhanced(hu, classes, np.random.default_rng(seed))[0] for seed in range(60)]
+    darker = [float(one[36, 8:40].mean()) < float(one[12, 8:40].mean()) for one in drawn]
+    assert 0 < sum(darker) < len(darker)
+    assert min(float(one[12, 8:40].std()) for one in drawn) > 3  # noise comes back where it was bent away
+    assert max(float(one[3, 8:40].max()) for one in drawn) < 0  # no rim around a label
 
 
 def test_one_of_several_organs_is_taken_out() -> None:
@@ -272,6 +286,8 @@ def test_one_of_several_organs_is_taken_out() -> None:
             assert (seen[classes == kept] == 100).all()
             assert -110 < seen[classes == 3 - kept].mean() < -80
             assert not seen[:, 16:].any()
+            rim = seen[14:18, 12:14] if kept == 1 else seen[6:10, 12:14]
+            assert (rim < 0).all()
     assert gone == {1, 2}
     alone = replace(whole, classes=np.where(classes == 1, 1, 0).astype(np.uint8))
     assert without_one(alone, np.random.default_rng(0)) is alone

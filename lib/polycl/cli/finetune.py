@@ -70,8 +70,9 @@ def finetune(
     precision: options.Precision = None,
 ) -> None:
     """Train a segmenter on DATASET; keep the weights with the best Dice on whole validation volumes. Resumes."""
-    _check(size, output, encoder, start)
+    _check(size, output, encoder, start, removed=removed, targets=len(target))
     settings = options.settings(device, precision)
+    from polycl.segmenter.augment import Augmentation
     from polycl.segmenter.training import Schedule
 
     targets, without = [Target.parse(text) for text in target], _negatives(negatives, negative_cases)
@@ -82,9 +83,9 @@ def finetune(
     schedule = Schedule(steps, batch, learning_rate, seed=seed, workers=workers, freeze=freeze, **loss_options)
     after = {"certain": certain, "smooth": smooth, "contrast": contrast}
     header = _header(begin, targets, size, spacing, data).model_copy(update=after)
-    given = {"schedule": schedule, "augmentation": {"unenhanced": unenhanced, "removed": removed}, **begin.weights}
+    given = {"schedule": schedule, "augmentation": Augmentation(unenhanced=unenhanced, removed=removed)}
     data, rest = _mirrored(data) if mirrored else data, _rest(everything, data, outline, seed)
-    _learn(header, data, rest, output, given, settings)
+    _learn(header, data, rest, output, given | begin.weights, settings)
 
 
 def _learn(
@@ -97,18 +98,19 @@ def _learn(
 ) -> None:
     """Train, with progress: twice if slices are left to be outlined in between. Tells the best validation Dice."""
     from polycl import devices
-    from polycl.segmenter.augment import Augmentation
     from polycl.segmenter.self_training import finetune_twice
     from polycl.segmenter.training import finetune
 
-    augmentation, where = Augmentation(**given["augmentation"]), devices.choose(settings.device, settings.precision)
+    where = devices.choose(settings.device, settings.precision)
     with options.progress("Training steps") as bar:
-        given = {**given, "augmentation": augmentation, "where": where, "report": lambda now: _tell(now, bar)}
+        given = {**given, "where": where, "report": lambda now: _tell(now, bar)}
         best = finetune_twice(header, data, rest, output, **given) if rest else finetune(header, data, output, **given)
     typer.echo(f"{output}: best validation Dice {best:.4f}" if data.validation else f"{output}")
 
 
-def _check(size: int, output: Path, encoder: str | None, start: str | None) -> None:
+def _check(size: int, output: Path, encoder: str | None, start: str | None, *, removed: float, targets: int) -> None:
+    if removed and targets < 2:
+        raise InputError("--removed takes one of several targets out; give more than one --target")
     if start is not None and encoder is not None:
         raise InputError("give --start or --encoder, not both")
     if size % 16:

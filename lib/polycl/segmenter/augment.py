@@ -29,8 +29,8 @@ LEAST_PLAY = 0.15
 class Augmentation:
     """How far a view may stray from the slice.
 
-    A share `unenhanced` of views looks as without contrast medium; from a share `removed` one of several organs is
-    taken out.
+    A share `unenhanced` of views looks as without contrast medium; from a share `removed` of those that show several
+    organs one is taken out.
     """
 
     rotation_degrees: float = 15.0

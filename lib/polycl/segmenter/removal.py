@@ -15,13 +15,13 @@ from polycl.dataset import LabelledSlice
 
 FAT_HU, NOISE_HU = -95.0, 15.0
 RIM = 2
-"""Pixels around a label that go with it: its blurred edge, and what it is larger by on the slices beside."""
+"""Pixels around a label that go with it: its blurred edge. Where it is larger still on slices beside, some stays."""
 
 
 def without_one(chosen: LabelledSlice, random: np.random.Generator) -> LabelledSlice:
     """The slice without one of the classes on it; as it is where it shows none, or only one.
 
-    The other classes stay whole, also where they touch what is taken out.
+    On the slice itself the other classes stay whole, also where they touch what is taken out.
     """
     present = np.unique(chosen.classes[chosen.classes > 0])
     if len(present) < 2:

@@ -1,7 +1,8 @@
 """CT as without contrast medium, made of CT with it, for training.
 
-Medium brightens vessels, organs and kidneys, these most; without it all lie within some 20 to 60 HU, and a kidney is
-darker than the liver that it outshines otherwise. Bone stays: it is what is brighter than `BONE_HU` away from labels.
+Medium brightens vessels, organs and kidneys, these most; without it they lie close together, and a kidney may be darker
+than the liver that it outshines otherwise. Rough, as it need be: dense bone stays, being brighter than `BONE_HU` away
+from labels, and marrow and the rims of bone lose some of their brightness with the rest.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ SOFT = 0.7
 """The same for the offset's edge."""
 
 
-def unenhanced(
-    hu: NDArray[np.float32], classes: NDArray[np.uint8], random: np.random.Generator
-) -> NDArray[np.float32]:
+def unenhanced(hu: NDArray[np.float32], classes: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.float32]:
     """HU `[C, X, Y]` of a slice and those beside it as a scan without medium, or with little, might have them.
 
     Args:
