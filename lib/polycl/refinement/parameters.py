@@ -46,7 +46,9 @@ class RefineParameters(Parameters):
     )
     passes: int = Field(default=2, ge=1, le=4, description="times that SAM is asked, then about what came of it")
     asks_again: tuple[Ask, ...] = Field(
-        default=("box+point+mask",), min_length=1, description="what it is told in later passes; it has a mask by then"
+        default=("box+point+mask",),
+        min_length=1,
+        description="what it is told in later passes; a lone answer needs no consent",
     )
     crop_margin: float | None = Field(
         default=20.0,
