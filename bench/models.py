@@ -36,7 +36,25 @@ class Part:
 
 
 HEAD = {"brainstem": (1,), "spinal cord": (2,), "right parotid": (3,), "left parotid": (4,), "mandible": (7,)}
+RIGHT, LEFT = "right kidney", "left kidney"
 TABLE: dict[str, tuple[Part, ...]] = {
+    "polycl-abdomen": (
+        Part("lits", "validation", ("lits_08", "lits_09", "lits_10"), ids={"liver": (1, 2)}),
+        Part("chaos", "another hospital", ("chaos_03",), ids={"liver": (1,)}),
+        Part(
+            "ircad",
+            "another hospital, large tumours",
+            ("ircad_01",),
+            ids={"liver": (1, 6), "spleen": (2,), RIGHT: (4,), LEFT: (3,)},
+        ),
+        Part(
+            "totalseg",
+            "3 mm voxels, no contrast medium",
+            ("totalseg_example",),
+            ids={"liver": (40,), "spleen": (77,), RIGHT: (39,), LEFT: (38,)},
+        ),
+        Part("openkbp", "none of them", first=-45),
+    ),
     "polycl-liver": (
         Part("lits", "validation", ("lits_08", "lits_09", "lits_10"), ids={"liver": (1, 2)}),
         Part("chaos", "another hospital", ("chaos_03",), ids={"liver": (1,)}),

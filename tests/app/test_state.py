@@ -264,7 +264,7 @@ def test_a_site_may_serve_some_models_only(
     monkeypatch.setenv("POLYCL_STATE", str(settings.state))
     monkeypatch.setenv("POLYCL_WEIGHTS", str(tiny_checkpoint.parent))
     monkeypatch.setattr("monailabel.config.settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
-    assert served("") == ["polycl-liver", "tiny", "polycl-headneck"]
+    assert served("") == ["polycl-liver", "tiny", "polycl-abdomen", "polycl-headneck"]
     assert served("tiny, polycl-liver") == ["tiny", "polycl-liver"]
     with pytest.raises(NotFoundError, match="POLYCL_SERVE_MODELS nobody: no such model; there are: polycl-liver, tiny"):
         served("tiny,nobody")

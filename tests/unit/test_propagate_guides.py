@@ -90,7 +90,8 @@ def test_tissue_is_heard_beside_who_knows_the_object(around: int, kinds: list[ty
     assert all([type(one) for one in some] == kinds for some in hints)
     share = hints[0][0].share  # type: ignore[union-attr]
     assert share == pytest.approx(SHARE * (1 - YIELDS) if around < 0 else SHARE, abs=0.02)
-    assert max(float(np.abs(some[0].odds).max()) for some in hints) == SUREST
+    surest = max(float(np.abs(some[0].odds).max()) for some in hints)
+    assert surest == SUREST if around < 0 else surest > 6
 
 
 def test_nobody_is_believed_who_finds_something_else() -> None:

@@ -148,8 +148,8 @@ class Group:
         if plane is None or say is None:
             return Trial(hu, mask)
         x0, x1, y0, y1 = self.grid.box
-        hint = say.share * say.odds(plane[x0:x1, y0:y1])
-        return Trial(hu, mask, lambda logits: (1 - say.share) * logits + hint)
+        hint = say.hint(plane[x0:x1, y0:y1])
+        return Trial(hu, mask, lambda logits: (1 - hint.share) * logits + hint.share * hint.odds)
 
     @property
     def _side(self) -> int:

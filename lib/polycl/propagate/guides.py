@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from polycl.metrics import dice
 from polycl.odds import unpacked
+from polycl.propagate.engine import Hint
 
 if TYPE_CHECKING:
     from polycl.segmenter import Segmenter
@@ -34,7 +35,8 @@ SHARE = 0.7
 YIELDS = 0.5
 """Part of that share which is the network's where nothing like the object is around it: it does well there."""
 SUREST = 4.0
-"""Log-odds beyond which a segmenter is not believed to be surer: it says as much of what it never saw."""
+"""Log-odds beyond which a segmenter is not believed to be surer where the object's own tissue tells all, twice that
+where it tells nothing: it says as much of what it never saw."""
 SHIFTS = np.arange(-4.0, 4.01, 0.5)
 """Of a guide's log-odds, tried on annotated slices: how much more, or less, than it would was taken for the object."""
 SHOWN = 3
@@ -169,10 +171,10 @@ class Say:
     share: float
     shift: float
 
-    def odds(self, found: Odds) -> Odds:
-        """What it finds, as it is heard."""
-        heard: Odds = np.clip(found + np.float32(self.shift), -SUREST, SUREST)
-        return heard
+    def hint(self, found: Odds, distinct: float = 0.0) -> Hint:
+        """What it finds, as it is heard beside an object's own tissue, which is so `distinct`, 0 to 1."""
+        most = SUREST * (2 - distinct)
+        return Hint(np.clip(found + np.float32(self.shift), -most, most), self.share * (1 - YIELDS * distinct))
 
     @classmethod
     def of(cls, found: Sequence[tuple[Odds, Mask]]) -> Say | None:

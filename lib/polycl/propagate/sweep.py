@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from polycl.propagate.ending import Ending
 from polycl.propagate.engine import Hint, Lean, Memory, Recall, Tracked, VideoEngine
 from polycl.propagate.features import SliceFeatures
-from polycl.propagate.guides import YIELDS, Say
+from polycl.propagate.guides import Say
 from polycl.propagate.runs import Mark, Run, recall
 from polycl.propagate.tissue import Tissue
 
@@ -54,8 +54,7 @@ class Lane:
         """Log-odds [s, s] that a segmenter finds, with as much of a say as it has here; None if it has none."""
         if known is None or self.say is None:
             return None
-        distinct = 0.0 if self.tissue is None else self.tissue.distinct
-        return Hint(self.say.odds(known), self.say.share * (1 - YIELDS * distinct))
+        return self.say.hint(known, 0.0 if self.tissue is None else self.tissue.distinct)
 
     def lean(self, values: NDArray[np.float32]) -> Lean | None:
         """What the HU [s, s] of the next slice say, if they say anything."""
