@@ -159,8 +159,10 @@ def _ours(folder: Path, image: Any, seed: Any, size: int, steps: int, where: Any
     session = Propagation(
         image,
         engine,
-        # Random masks are anywhere: none of what tells an organ's end applies.
-        parameters=PropagateParameters(connected=False, collapse=0.0, overlap=0.0, patience=1e6, tissue=0.0),
+        # Random masks are anywhere: none of what tells an organ's end, or mends its outline, applies.
+        parameters=PropagateParameters(
+            connected=False, collapse=0.0, overlap=0.0, patience=1e6, drift=1e6, tissue=0.0, edges=False
+        ),
         roi=(0, SHAPE[0], 0, SHAPE[1], SEED - steps, SEED + steps + 1),
         region=Region(0, 0, SHAPE[0], SHAPE[1]),
     )
