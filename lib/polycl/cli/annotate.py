@@ -12,6 +12,7 @@ from polycl.cli.propagate import DEFAULT_MODEL, Guide, Model, Set, guides_of, pa
 from polycl.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
+    from polycl.settings import Settings
     from polycl.volume import Volume
 
 LAST = 255
@@ -51,7 +52,7 @@ def annotate(
     sam = outline_by or default_engine(settings) or DEFAULT_MODEL
     check_engine(sam, settings)
     volume = options.read_image(image, settings, series, any_values)
-    kept, names = _kept(onto, volume, settings.max_voxels)
+    kept, names = _kept(onto, volume, settings)
     named = _numbered(list(entries), names, 0 if kept is None else int(kept.voxels.max()))
     from polycl.propagate.loading import load_propagator
     from polycl.propagate.session import Propagation
@@ -72,16 +73,15 @@ def annotate(
         typer.echo(f"{output}: {', '.join(f'{name} {ml:.0f} ml' for name, ml in millilitres.items())}")
 
 
-def _kept(path: Path | None, volume: Volume, max_voxels: int) -> tuple[Volume | None, dict[str, int]]:
+def _kept(path: Path | None, volume: Volume, settings: Settings) -> tuple[Volume | None, dict[str, int]]:
     """The label map to keep, if there is one, and all its labels by name; InputError unless it is on the grid."""
     import numpy as np
 
-    from polycl.volume import read_segments, read_volume
+    from polycl.volume import read_segments
 
     if path is None:
         return None, {}
-    kept = read_volume(path, kind="label", max_voxels=max_voxels)
-    volume.require_same_grid(kept, f"{path.name}:")
+    kept = options.read_labels(path, volume, settings)
     names = read_segments(path)
     unnamed = {int(value) for value in np.unique(kept.voxels) if value} - set(names.values())
     return kept, names | {f"Segment {value}": value for value in sorted(unnamed)}

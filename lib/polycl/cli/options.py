@@ -64,6 +64,15 @@ def read_image(image: Path, settings: Settings, series: str | None, any_values: 
     return read_volume(image, series_uid=series, allow_any_values=any_values, max_voxels=settings.max_voxels)
 
 
+def read_labels(path: Path, volume: Volume, settings: Settings) -> Volume:
+    """The label map at `path`; InputError unless it is on the grid of `volume`."""
+    from polycl.volume import read_volume
+
+    labels = read_volume(path, kind="label", max_voxels=settings.max_voxels)
+    volume.require_same_grid(labels, f"{path.name}:")
+    return labels
+
+
 def print_json(value: Any) -> None:
     """`value` as indented JSON on standard output."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

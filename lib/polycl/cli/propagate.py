@@ -124,10 +124,9 @@ def _seeds(
 ) -> tuple[Found, dict[int, str]]:
     """The seeds in the label map at `path`, and the names of ids that have one."""
     from polycl.propagate.seeds import from_labels
-    from polycl.volume import read_segments, read_volume
+    from polycl.volume import read_segments
 
-    labels = read_volume(path, kind="label", max_voxels=settings.max_voxels)
-    volume.require_same_grid(labels, f"{path.name}:")
+    labels = options.read_labels(path, volume, settings)
     ids, names = wanted(given, read_segments(path))
     found = from_labels(labels, ids, seed_choice(choice, volume), most=most)
     for note in found.notes:

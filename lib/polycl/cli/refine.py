@@ -38,12 +38,11 @@ def refine(
     """Refine the label map MASK on IMAGE by SAM, slice by slice; it stays as it is wherever SAM is not trusted."""
     how = parameters(window, parameter)
     settings = options.settings(device, precision)
-    from polycl.volume import read_volume, require_writable, write_volume
+    from polycl.volume import require_writable, write_volume
 
     require_writable(output)
     volume = options.read_image(image, settings, series, any_values)
-    coarse = read_volume(mask, kind="label", max_voxels=settings.max_voxels)
-    volume.require_same_grid(coarse, f"{mask.name}:")
+    coarse = options.read_labels(mask, volume, settings)
     _check_labels(coarse, label)
     engine = load(model, settings)
     result, report = run(volume, coarse, engine, how, label)

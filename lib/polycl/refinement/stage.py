@@ -259,12 +259,12 @@ class _Label:
         started = time.perf_counter()
         embedding = self.encoder.mosaic(slices, self.mosaic)
         encoded = time.perf_counter()
+        asks = self.how.asks if changed is None else self.how.asks_again
         accepted = {}
         for number, z in enumerate(slices):
             if changed is not None and z not in changed:
                 continue
             pieces, _ = self._pieces(z, self.region)
-            asks = self.how.asks if changed is None else self.how.asks_again
             answers = self._answers(pieces, asks, embedding, number)
             judged = [judge(piece, one, self.spacing, self.how) for piece, one in zip(pieces, answers, strict=True)]
             new = [one for one in judged if one is not None]
