@@ -158,6 +158,14 @@ class TestClicks:
         told, _ = reply(infer(client, CLICKED, foreground=[inside], background=[there]))
         assert told["seed_slices"] == [8, 12]
 
+    def test_where_it_begins_and_ends_may_be_said(self, client: TestClient, tubes: dict[str, Volume]) -> None:
+        seed = own(tubes["lps"], (20, 16, 12))
+        told, mask = reply(infer(client, CLICKED, foreground=seed, first_slice=9, last_slice=14, label="tube"))
+        assert slices(canonical(tubes["lps"], mask)) == list(range(9, 15))
+        assert told["seed_slices"] == [12]
+        _, mask = reply(infer(client, CLICKED, foreground=seed, first_slice=-1, last_slice=14, label="tube"))
+        assert slices(canonical(tubes["lps"], mask)) == list(range(4, 15))
+
     def test_one_slice(self, client: TestClient, tubes: dict[str, Volume]) -> None:
         _, mask = reply(infer(client, CLICKED, "tube_flat", foreground=own(tubes["flat"], (20, 16, 0))))
         assert dice(mask > 0, BODY[:, :, 10:11]) > 0.9
@@ -177,6 +185,10 @@ class TestClicks:
             ({"window": "header"}, 422, ["no window"]),
             ({"guide": "nobody"}, 404, ["nobody", "tiny"]),
             ({"guide": 3}, 422, ["guide"]),
+            ({"first_slice": 13}, 422, ["slice 12 is annotated", "13 to 23"]),
+            ({"last_slice": 24}, 422, ["0 to 24", "0 to 23"]),
+            ({"last_slice": "top"}, 422, ["last_slice 'top' is no slice", "from the feet"]),
+            ({"first_slice": -2}, 422, ["first_slice -2 is no slice"]),
             ({"propagate_parameters": {"speed": 3}}, 422, ["speed", "patience"]),
             ({"propagate_parameters": [1]}, 422, ["object", "patience"]),
             ({"propagate_parameters": {"state_mib": 1, "labels": 1}, "size": 0}, 200, []),
@@ -272,6 +284,15 @@ class TestPainted:
         told = painter.update()
         assert told["seed_slices"] == [7, 12]
         assert slices(painter.segments["liver"]) == list(range(8, 20))
+
+    def test_where_it_begins_and_ends_may_be_said(self, painter: Painter) -> None:
+        painter.segments["liver"][:, :, 12] = BODY[:, :, 12]
+        told = painter.update(first_slice=9, last_slice=14)
+        assert told["seed_slices"] == [12]
+        assert slices(painter.segments["liver"]) == list(range(9, 15))
+        told = painter.update()
+        assert told["corrected_slices"] == []
+        assert slices(painter.segments["liver"]) == list(range(4, 20)), "it is not remembered"
 
     def test_undoing_in_the_viewer_takes_a_correction_back(self, painter: Painter) -> None:
         painter.segments["liver"][:, :, 12] = BODY[:, :, 12]

@@ -112,6 +112,37 @@ def test_a_region_of_interest_in_voxels_of_the_file(run: Run, engine: FakeSam2, 
     assert list(np.flatnonzero(found.any(axis=(0, 1)))) == list(range(10, 16))
 
 
+def test_where_a_label_begins_and_ends(run: Run, engine: FakeSam2, files: tuple[Path, Path, Path]) -> None:
+    image, seed, output = files
+    command = ["propagate", image, "--seed", seed, "--seed-slice", "12", "-o", output, "--model", "fake", "--json"]
+    code, text, _ = run(*command, "--label", "1=liver", "--ends", "10:15")
+    assert (code, json.loads(text)["seed_slices"]) == (0, {"liver": 1})
+    assert _slices(output, 1) == list(range(10, 16))
+    whole = _slices(output, 1) if run(*command, "--label", "1=liver")[0] == 0 else []
+    code, _, _ = run(*command, "--label", "1=liver", "--label", "2", "--ends", "liver=:13", "--ends", "2=11:")
+    assert code == 0
+    assert _slices(output, 1) == [z for z in whole if z <= 13]
+    assert min(_slices(output, 2)) == 11
+
+
+def test_where_a_label_ends_in_an_image_from_head_to_feet(
+    run: Run, engine: FakeSam2, files: tuple[Path, Path, Path]
+) -> None:
+    image, seed, output = files
+    for file, kind in ((image, "image"), (seed, "label")):
+        volume = read_volume(file, kind=kind).canonical()  # type: ignore[arg-type]
+        write_volume(Volume(volume.voxels[:, :, ::-1].copy(), volume.affine @ np.diag([1, 1, -1, 1])), file)
+    options = ("--label", "1", "--seed-slice", "11", "--ends", "8:13", "--model", "fake")
+    assert run("propagate", image, "--seed", seed, "-o", output, *options)[0] == 0
+    assert _slices(output, 1) == [23 - index for index in range(13, 7, -1)]
+
+
+def _slices(output: Path, label: int) -> list[int]:
+    """Canonical ones that hold a label."""
+    found = read_volume(output, kind="label").canonical().voxels == label
+    return [int(z) for z in np.flatnonzero(found.any(axis=(0, 1)))]
+
+
 def test_a_segmenter_may_help(run: Run, engine: FakeSam2, files: tuple[Path, Path, Path]) -> None:
     """The tiny segmenter, with random weights, recognises nothing; whether it is asked is the caller's choice."""
     image, seed, output = files
@@ -135,6 +166,13 @@ def test_a_segmenter_may_help(run: Run, engine: FakeSam2, files: tuple[Path, Pat
         (["--seed-slice", "last"], "--seed-slice 'last' is none of all, auto, middle, or the index of a slice"),
         (["--seed-slice", "24"], "--seed-slice 24: the axial slices of the image are 0 to 23"),
         (["--seed-slice", "0"], "label 1 is not on slice 0"),
+        (["--ends", "3"], "--ends '3' must be FIRST:LAST or LABEL=FIRST:LAST"),
+        (["--ends", "3:9"], "--ends: say which label begins and ends there, as LABEL=FIRST:LAST; there are Segment 1,"),
+        (["--ends", "spleen=3:9"], "--ends: say which label begins and ends there"),
+        (["--ends", "1=3:24"], "--ends 24: the axial slices of the image are 0 to 23"),
+        (["--ends", "1=a:9"], "--ends a: the axial slices of the image are 0 to 23"),
+        (["--ends", "1=20:22"], "is annotated, and the object is said to be on slices 20 to 22 only"),
+        (["--ends", "1=9:3"], "an object cannot be on slices 9 to 3"),
         (["--roi", "1,2,3"], "--roi '1,2,3' must be six whole numbers"),
         (["--roi", "1,1,3,4,5,6"], "--roi '1,1,3,4,5,6' has no volume"),
         (["--set", "patience"], "--set 'patience' must be NAME=VALUE; names are patience, "),

@@ -147,6 +147,22 @@ class TestAgainstThePackage:
         assert not torch.equal(told.memory.features, alone.memory.features)
         assert torch.equal(told.memory.pointer, alone.memory.pointer)
 
+    def test_an_object_that_is_known_to_be_there_keeps_its_mask(self) -> None:
+        network = predictor()
+        network.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(-10)
+        ours = engine(network)
+        features = ours.encode(torch.randn(3, 3, SIZE, SIZE))
+        seed = ours.prompt(features[1], PROMPTS[:1])[0].memory
+        run = Run(1, Mark(1, 0), None, 1, 3)
+        looked = recall(run, 2, {run.start: seed}, {}, slots=TINY.memories, pointers=TINY.pointers, depth=3)
+        gone, kept = ours.track([features[2]] * 2, [looked, replace(looked, there=True)])
+        assert gone.presence < 0
+        assert (gone.logits == gone.logits[0, 0]).all(), "the package takes the mask away"
+        assert kept.presence == LEAST_PRESENCE
+        assert kept.logits.std() > 0
+        assert not torch.equal(kept.memory.pointer, gone.memory.pointer)
+        assert torch.equal(ours.track([features[2]], [looked])[0].logits, gone.logits), "only where it was told"
+
     def test_directions_in_one_batch_are_the_same_as_one_by_one(self) -> None:
         ours = engine(predictor())
         features = ours.encode(torch.randn(3, 3, SIZE, SIZE))

@@ -16,7 +16,7 @@ from polycl.metrics import dice
 from polycl.odds import MOST, STEPS, packed, unpacked
 from polycl.propagate.engine import Hint, Lean
 from polycl.propagate.guides import SHARE, SUREST, YIELDS, Say, SegmenterGuide
-from polycl.propagate.seeds import Seed
+from polycl.propagate.seeds import Seed, with_ends
 from polycl.propagate.session import Propagation
 from polycl.segmenter import Segmenter
 from polycl.volume import Volume
@@ -192,6 +192,16 @@ def test_a_correction_takes_its_say_away() -> None:
     corrected = found(session)
     assert last(corrected) == 39
     assert corrected[30, 25, 10:40].all()
+
+
+def test_who_finds_nothing_is_not_heard_where_the_object_is_said_to_be() -> None:
+    image = ct(COLUMN)
+    for last, end in ((None, 24), (33, 34)):
+        session = Propagation(image, FakeSam2(), guides=[Known(organ=ORGAN)])
+        session.put(1, with_ends({15: Seed(ORGAN[:, :, 15])}, image, None, last))
+        found = session.run().voxels == 1
+        assert list(np.flatnonzero(found.any(axis=(0, 1)))) == list(range(10, end))
+        assert session.recognised
 
 
 def test_a_guide_is_forgotten_with_its_object() -> None:

@@ -38,15 +38,23 @@ class TestPlan:
         assert [list(run.slices) for run in runs] == [[3, 2, 1, 0], [6, 7, 8, 9]]
 
     def test_runs_between_two_seeds_overlap_by_what_is_asked(self) -> None:
-        between = [run for run in plan(1, [Mark(0, 0), Mark(11, 0)], 0, 12, meet=0.6) if run.bridges]
+        between = [run for run in plan(1, [Mark(0, 0), Mark(11, 0)], 0, 12, meet=0.6) if run.bounded]
         assert [list(run.slices) for run in between] == [[1, 2, 3, 4, 5, 6], [10, 9, 8, 7, 6, 5]]
 
     def test_nothing_goes_past_a_slice_without_the_object(self) -> None:
         runs = plan(1, [Mark(5, 0), Mark(8, 0, present=False)], 0, 20)
-        assert [(run.start.z, list(run.slices), run.bridges) for run in runs] == [
+        assert [(run.start.z, list(run.slices), run.bounded) for run in runs] == [
             (5, [4, 3, 2, 1, 0], False),
             (5, [6, 7], False),
         ]
+
+    def test_up_to_where_it_ends_an_object_is_there(self) -> None:
+        runs = plan(1, [Mark(5, 0), Mark(8, 0, present=False, end=True)], 0, 20)
+        assert [(list(run.slices), run.bounded, run.ends) for run in runs] == [
+            ([4, 3, 2, 1, 0], False, False),
+            ([6, 7], True, True),
+        ]
+        assert [run.marks for run in runs] == [(Mark(5, 0),)] * 2, "an empty slice is nothing to remember"
 
     @given(marks_strategy, st.floats(0.5, 1))
     def test_every_slice_within_reach_is_visited(self, marks: list[Mark], meet: float) -> None:
@@ -211,7 +219,7 @@ class TestEnding:
         """A seed near the pole of a kidney is darker than the kidney, which no less lies between two of them."""
         pole, kidney = (np.full((32, 32), value, float) for value in (60, 200))
         looks = Looks.of(pole, disc(8))
-        ending = Ending(PropagateParameters(drift=60.0), 2.0, disc(8), bridges=True, looks=looks)
+        ending = Ending(PropagateParameters(drift=60.0), 2.0, disc(8), bounded=True, looks=looks)
         assert all(ending.goes_on(disc(8), None, kidney) for _ in range(3))
         assert ending.kept == [True] * 3
 
@@ -226,7 +234,7 @@ class TestEnding:
         assert Looks.of(np.full((32, 32), np.nan), disc(8)) is None
 
     def test_between_two_seeds_it_never_stops(self) -> None:
-        ending = Ending(PropagateParameters(), 5.0, disc(8), bridges=True)
+        ending = Ending(PropagateParameters(), 5.0, disc(8), bounded=True)
         assert all(ending.goes_on(EMPTY) for _ in range(20))
 
     def test_an_oblique_tube_is_followed(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from polycl.errors import InputError, NotFoundError
-from polycl.propagate.seeds import Seed, box_of, check_seeds, from_labels, union
+from polycl.propagate.seeds import Seed, box_of, check_seeds, from_labels, union, with_ends
 from polycl.volume import Volume
 
 pytestmark = pytest.mark.unit
@@ -139,6 +139,21 @@ class TestSeed:
             check_seeds(image, {1: Seed(points=np.array([[5, 5]]), labels=np.array([1]))})
         with pytest.raises(InputError, match="the box is outside slice 1"):
             check_seeds(image, {1: Seed(box=(6, 9, 0, 3))})
+
+    def test_an_object_may_begin_and_end_on_known_slices(self) -> None:
+        image, seed = volume(labels()), Seed(np.ones((20, 16), bool))
+        assert sorted(with_ends({4: seed}, image, 2, 6)) == [1, 4, 7]
+        assert [one.end for _, one in sorted(with_ends({4: seed}, image, 2, None).items())] == [True, False]
+        assert list(with_ends({4: seed}, image, 0, 8)) == [4], "the image ends there"
+        flipped = Volume(image.voxels.transpose(2, 0, 1), image.affine[:, [2, 0, 1, 3]])
+        assert sorted(with_ends({4: seed}, flipped, 2, 6)) == [1, 4, 7]
+
+    @pytest.mark.parametrize(("first", "last"), [(5, 8), (0, 3), (None, 3), (6, 5), (-1, 5), (2, 9)])
+    def test_ends_that_cannot_be_are_refused(self, first: int | None, last: int) -> None:
+        with pytest.raises(InputError, match="on slices"):
+            with_ends({4: Seed(np.ones((20, 16), bool))}, volume(labels()), first, last)
+        with pytest.raises(InputError, match="ends on a slice that shows nothing"):
+            Seed(np.ones((20, 16), bool), end=True)
 
     def test_boxes(self) -> None:
         mask = np.zeros((6, 5), bool)

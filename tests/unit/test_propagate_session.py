@@ -13,7 +13,7 @@ from fake_sam2 import FakeSam2
 from polycl.errors import InputError
 from polycl.propagate.engine import Features, Recall, Tracked
 from polycl.propagate.parameters import PropagateParameters
-from polycl.propagate.seeds import Seed, from_labels
+from polycl.propagate.seeds import Seed, from_labels, with_ends
 from polycl.propagate.session import Cancelled, Propagation
 from polycl.sam import EmbeddingCache
 from polycl.volume import Volume
@@ -180,6 +180,16 @@ class TestSeveralSeeds:
         session.put(1, {20: Seed(BODY[:, :, 20]), 25: Seed(nothing)})
         found = session.run().voxels == 1
         assert list(np.flatnonzero(found.any(axis=(0, 1)))) == list(range(10, 25))
+
+    def test_up_to_where_it_is_said_to_end_the_object_is_there(self, engine: FakeSam2) -> None:
+        image = ct(BODY)
+        session = Propagation(image, engine)
+        session.put(1, with_ends({20: Seed(BODY[:, :, 20])}, image, 12, 35))
+        found = session.run().voxels == 1
+        assert list(np.flatnonzero(found.any(axis=(0, 1)))) == list(range(12, 30))
+        told = [recall.there for step in engine.steps for recall in step]
+        assert told == [True] * (8 + 15), "the runs go on to the ends, and are told of the object on each slice"
+        assert len(engine.prompts) == 1, "where it ends there is nothing to remember"
 
     def test_without_any_object_there_is_nothing_to_do(self, engine: FakeSam2) -> None:
         session = Propagation(ct(BODY), engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -36,6 +37,13 @@ SeedSlice = Annotated[
         "slice's index in the image."
     ),
 ]
+Ends = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="FIRST:LAST axial slices that show the object, as indices in the image; either may be left out. Of one of "
+        "several labels: LABEL=FIRST:LAST; may be repeated."
+    ),
+]
 SeedFile = Annotated[
     Path, typer.Option("--seed", help="LABELS: a label map on the grid of IMAGE, its annotated slices not empty.")
 ]
@@ -64,6 +72,7 @@ def propagate(
     label: Label = None,
     model: Model = DEFAULT_MODEL,
     seed_slice: SeedSlice = "all",
+    ends: Ends = None,
     size: Size = None,
     window: Window = None,
     roi: Box = None,
@@ -90,11 +99,10 @@ def propagate(
     from polycl.propagate.loading import load_propagator
     from polycl.propagate.session import Propagation
 
-    found, names = _seeds(seed, volume, label, seed_slice, how.labels, settings)
+    found, names = _seeds(seed, volume, label, (seed_slice, ends or []), how.labels, settings)
     box = None if roi is None else parse_roi(roi, volume)
     clock.append(time.perf_counter())
-    engine = load_propagator(model, settings, size=size)
-    guides = guides_of(guide, volume, settings)
+    engine, guides = load_propagator(model, settings, size=size), guides_of(guide, volume, settings)
     clock.append(time.perf_counter())
     frames = _frames(engine.frames, window, volume)
     session = Propagation(volume, engine, parameters=how, frames=frames, roi=box, guides=guides)
@@ -102,17 +110,17 @@ def propagate(
     with options.progress("Propagating slices") as report:
         result = session.run(report)
     clock.append(time.perf_counter())
-    named = {names.get(index, f"Segment {index}"): index for index in sorted(found.seeds)}
+    named = {_name(index, names): index for index in sorted(found.seeds)}
     write_volume(result, output, names=named)
     clock.append(time.perf_counter())
     millilitres = {name: round(result.millilitres(result.voxels == index), 2) for name, index in named.items()}
     if as_json:
         stages = ("read", "load", "propagate", "write")
         seconds = {stage: round(b - a, 3) for stage, a, b in zip(stages, clock[:-1], clock[1:], strict=True)}
-        counts = {name: len(found.seeds[index]) for name, index in named.items()}
-        known = {name: session.recognised[index] for name, index in named.items() if index in session.recognised}
+        counts = {name: sum(not one.end for one in found.seeds[index].values()) for name, index in named.items()}
+        known = [(name, one) for name, index in named.items() if (one := session.recognised.get(index)) is not None]
         done = {"output": str(output), "model": engine.name, "labels": named, "seed_slices": counts}
-        done["recognised"] = {name: {"by": one.guide, "as": one.label} for name, one in known.items()}
+        done["recognised"] = {name: {"by": one.guide, "as": one.label} for name, one in known}
         options.print_json(done | {"volumes_ml": millilitres, "seconds": seconds})
     else:
         organs = ", ".join(f"{name} {ml:.0f} ml" for name, ml in millilitres.items())
@@ -120,18 +128,54 @@ def propagate(
 
 
 def _seeds(
-    path: Path, volume: Volume, given: list[str] | None, choice: str, most: int, settings: Settings
+    path: Path, volume: Volume, given: list[str] | None, chosen: tuple[str, list[str]], most: int, settings: Settings
 ) -> tuple[Found, dict[int, str]]:
-    """The seeds in the label map at `path`, and the names of ids that have one."""
+    """The seeds in the label map at `path`, and the names of ids that have one.
+
+    `chosen`: which slices are seeds, and where labels begin and end.
+    """
     from polycl.propagate.seeds import from_labels
     from polycl.volume import read_segments
 
     labels = options.read_labels(path, volume, settings)
     ids, names = wanted(given, read_segments(path))
-    found = from_labels(labels, ids, seed_choice(choice, volume), most=most)
+    found = from_labels(labels, ids, seed_choice(chosen[0], volume), most=most)
     for note in found.notes:
         typer.echo(f"polycl: {note}", err=True)
-    return found, names
+    return _bounded(found, names, chosen[1], volume), names
+
+
+def _bounded(found: Found, names: Mapping[int, str], given: list[str], volume: Volume) -> Found:
+    """The seeds, with where `--ends` says that labels begin and end; InputError or NotFoundError for what is wrong."""
+    from polycl.propagate.seeds import with_ends
+
+    seeds = dict(found.seeds)
+    for text in given:
+        label, equals, span = text.rpartition("=")
+        first, colon, last = span.partition(":")
+        if not colon or not (first or last):
+            raise InputError(f"--ends {text!r} must be FIRST:LAST or LABEL=FIRST:LAST; one of the two may be left out")
+        index = _labelled(label if equals else None, sorted(seeds), names)
+        low, high = (_axial(one, volume, "--ends") if one else None for one in (first, last))
+        if _through(volume)[1] < 0:
+            low, high = high, low
+        seeds[index] = with_ends(seeds[index], volume, low, high)
+    return replace(found, seeds=seeds)
+
+
+def _labelled(text: str | None, ids: list[int], names: Mapping[int, str]) -> int:
+    """The id that `text` names or is, of those that have seeds; the only one without `text`."""
+    known = {_name(index, names): index for index in ids} | {str(index): index for index in ids}
+    if text is None and len(ids) == 1:
+        return ids[0]
+    if text not in known:
+        there = ", ".join(_name(index, names) for index in ids)
+        raise NotFoundError(f"--ends: say which label begins and ends there, as LABEL=FIRST:LAST; there are {there}")
+    return known[text]
+
+
+def _name(index: int, names: Mapping[int, str]) -> str:
+    return names.get(index, f"Segment {index}")
 
 
 def parameters(given: list[str] | None) -> PropagateParameters:
@@ -183,18 +227,32 @@ def seed_choice(text: str, volume: Volume) -> Choice:
         return cast("Choice", text)
     if not (text.isascii() and text.isdigit()):
         raise InputError(f"--seed-slice {text!r} is none of all, auto, middle, or the index of a slice")
+    return _axial(text, volume, "--seed-slice")
+
+
+def _axial(text: str, volume: Volume, option: str) -> int:
+    """The canonical number of the axial slice with the index `text` in the image; InputError if there is none."""
     import numpy as np
 
-    from polycl.volume import from_canonical_index, to_canonical_index
+    from polycl.volume import to_canonical_index
 
-    # The own axis that runs through axial slices is the one along which canonical z changes.
-    step = np.diff(from_canonical_index([[0, 0, 0], [0, 0, 1]], volume.shape, volume.affine), axis=0)[0]
-    axis, index = int(np.flatnonzero(step)[0]), int(text)
-    if index >= volume.shape[axis]:
-        raise InputError(f"--seed-slice {index}: the axial slices of the image are 0 to {volume.shape[axis] - 1}")
+    axis, _ = _through(volume)
+    if not (text.isascii() and text.isdigit()) or int(text) >= volume.shape[axis]:
+        raise InputError(f"{option} {text}: the axial slices of the image are 0 to {volume.shape[axis] - 1}")
     own = np.zeros(3, dtype=int)
-    own[axis] = index
+    own[axis] = int(text)
     return int(to_canonical_index(own, volume.shape, volume.affine)[2])
+
+
+def _through(volume: Volume) -> tuple[int, int]:
+    """The image's own axis that runs through axial slices, and whether it runs to the head, 1, or to the feet, -1."""
+    import numpy as np
+
+    from polycl.volume import from_canonical_index
+
+    step = np.diff(from_canonical_index([[0, 0, 0], [0, 0, 1]], volume.shape, volume.affine), axis=0)[0]
+    axis = int(np.flatnonzero(step)[0])
+    return axis, int(step[axis])
 
 
 def parse_roi(text: str, volume: Volume) -> Roi:

@@ -36,6 +36,8 @@ from polycl.window import HEADER, WINDOWS, window_from
 CLICKED, PAINTED = "polycl-propagate", "polycl-propagate-painted"
 AS_TRAINED = "as trained"
 SIZES = range(64, 1025)
+UNKNOWN = -1
+"""For a slice that is not known."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class PropagateTask(InferTask):  # type: ignore[misc, unused-ignore]
             "guide": [ANY_GUIDE, NO_GUIDE, *shared.segmenters],
             "window": [AS_TRAINED, *WINDOWS, HEADER],
             "size": 0,
+            "first_slice": UNKNOWN,
+            "last_slice": UNKNOWN,
         }
         super().__init__(type=kind, labels=[], dimension=3, description=what, config=offered | config)
         self.name, self._shared, self._runtime = name, shared, shared.runtime
@@ -186,7 +190,7 @@ def told_of(session: Session) -> dict[str, str] | None:
 
 
 def _choices(request: Mapping[str, Any]) -> Choices:
-    """What the request chooses: `engine`, `size`, `window`, `guide`, and `propagate_parameters` (an object)."""
+    """What the request chooses: the network and how it sees, who helps, where the object ends, and parameters."""
     given = request.get("propagate_parameters") or {}
     if not isinstance(given, dict):
         known = ", ".join(PropagateParameters.model_fields)
@@ -197,6 +201,8 @@ def _choices(request: Mapping[str, Any]) -> Choices:
         size=_size(request.get("size")),
         window=None if window in (None, "", AS_TRAINED) else window_from(window),
         guide=_name(request, "guide", "") or ANY_GUIDE,
+        first=_slice(request, "first_slice"),
+        last=_slice(request, "last_slice"),
         how=PropagateParameters(**given),
     )
 
@@ -218,6 +224,16 @@ def _size(value: object) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value not in SIZES:
         raise InputError(f"size {value!r} does not fit; give {SIZES[0]} to {SIZES[-1]} pixels, a multiple of 32, or 0")
+    return value
+
+
+def _slice(request: Mapping[str, Any], key: str) -> int | None:
+    """An axial slice in the request, counted from the feet; None for `UNKNOWN`."""
+    value = request.get(key)
+    if value is None or value == UNKNOWN:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{key} {value!r} is no slice: give its number from the feet, from 0 on, or {UNKNOWN}")
     return value
 
 

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from polycl import devices
 from polycl.errors import InputError, ModelError, NotFoundError
@@ -20,9 +20,9 @@ from polycl.monailabel.propagators import Propagators
 from polycl.monailabel.work import Running, Work
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.guides import SegmenterGuide
-from polycl.propagate.painted import History
+from polycl.propagate.painted import OBJECT, History
 from polycl.propagate.parameters import PropagateParameters
-from polycl.propagate.seeds import Found
+from polycl.propagate.seeds import Found, with_ends
 from polycl.propagate.session import Propagation, Roi
 from polycl.sam import EmbeddingCache, content_hash
 from polycl.volume import Volume
@@ -40,13 +40,16 @@ ANY_GUIDE, NO_GUIDE = "auto", "none"
 class Choices:
     """What a client may choose. None: the default model, its usual size, the windows it was trained with.
 
-    `guide` is a segmenter, `ANY_GUIDE` for whichever recognises the object, or `NO_GUIDE`.
+    `guide` is a segmenter, `ANY_GUIDE` for whichever recognises the object, or `NO_GUIDE`. `first` and `last` are the
+    canonical axial slices at which the object begins and ends, if that is known.
     """
 
     engine: str | None = None
     size: int | None = None
     window: Window | FromHeader | None = None
     guide: str = ANY_GUIDE
+    first: int | None = None
+    last: int | None = None
     how: PropagateParameters = field(default_factory=PropagateParameters)
 
 
@@ -139,7 +142,8 @@ class Propagations:
         try:
             with _held(self.runtime.device_lock(device), check):
                 propagation = self._propagation(session, choices, engine, roi)
-                propagation.replace(found)
+                seeds = with_ends(found.seeds[OBJECT], session.image, choices.first, choices.last)
+                propagation.replace(replace(found, seeds={OBJECT: seeds}))
                 return propagation.run(step)
         except MemoryError:
             session.propagation = None

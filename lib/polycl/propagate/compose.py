@@ -45,7 +45,7 @@ def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
     blended: Found = {}
     visits: dict[int, list[tuple[int, torch.Tensor | None]]] = defaultdict(list)
     for run, found in runs:
-        for z in run.slices if run.bridges else found:
+        for z in run.slices if run.bounded else found:
             visits[z].append((abs(run.end - z), found.get(z)))
     for z, parts in visits.items():
         if len(parts) == 1 and parts[0][1] is not None:

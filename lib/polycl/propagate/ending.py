@@ -47,8 +47,8 @@ class Ending:
     """Sees the masks of one run in order and says when to stop.
 
     A slice counts as absent where the mask is empty, has collapsed to a small share of the largest area seen, lies
-    elsewhere than the last one that counted, or holds other tissue than the seed, unless the object is known to be at
-    the far end, too: a seed near a pole is no measure of the middle. A run stops once slices over `patience` mm, and at
+    elsewhere than the last one that counted, or holds other tissue than the seed, unless the object is known to go on
+    to the far end: a seed near a pole is no measure of the middle. A run stops once slices over `patience` mm, and at
     least `LEAST_SLICES`, are absent in a row.
 
     A segmenter that knows the object has a say too: a mask that it agrees with counts whatever it looks like; where it
@@ -61,7 +61,7 @@ class Ending:
         spacing: mm between slices.
         last: the seed's mask at first, then the last mask that counted; bool [s, s].
         reach: pixels that a neighbouring cross-section of an oblique tube may be off.
-        bridges: whether the object is known to be at the far end: then the run never stops.
+        bounded: whether the object is known to go on to the far end: then the run never stops.
         looks: how the object looks on its seed, if that is known.
         distinct: how distinct its tissue is from what is around it there, 0 to 1.
     """
@@ -70,7 +70,7 @@ class Ending:
     spacing: float
     last: NDArray[np.bool_]
     reach: int = 0
-    bridges: bool = False
+    bounded: bool = False
     looks: Looks | None = None
     distinct: float = 0.0
     kept: list[bool] = field(default_factory=list)
@@ -95,12 +95,12 @@ class Ending:
         if not here:
             self._absent += 1
             self._lost += self._cost(known)
-            return self.bridges or self._absent < LEAST_SLICES or self._lost < self.how.patience
+            return self.bounded or self._absent < LEAST_SLICES or self._lost < self.how.patience
         self.last, self._largest = mask, max(self._largest, int(mask.sum()))
         self._absent, self._lost = 0, 0.0
         self._contradicted = 0 if known is None or known.any() else self._contradicted + 1
         so_far = self._contradicted * self.spacing / (1 + self.distinct)
-        if self.bridges or self._contradicted < LEAST_SLICES or so_far < self.how.patience:
+        if self.bounded or self._contradicted < LEAST_SLICES or so_far < self.how.patience:
             return True
         self.kept[-self._contradicted :] = [False] * self._contradicted
         return False
@@ -113,7 +113,7 @@ class Ending:
         return 0.0 if (known & self.last).any() else self.spacing
 
     def _alike(self, mask: NDArray[np.bool_], values: NDArray[np.floating[Any]] | None) -> bool:
-        if self.looks is None or values is None or self.bridges:
+        if self.looks is None or values is None or self.bounded:
             return True
         found = Looks.of(values, mask)
         return found is None or self.looks.like(found, self.how.drift)

@@ -115,6 +115,7 @@ class Recall:
         reach: frames back that count as far, the most that a distance is.
         previous: logits [S / 4, S / 4] of the frame before in the direction of travel, where the network asks for them.
         hints: blended into what the network finds, one after the other, before that is remembered.
+        there: the object is known to be on the frame, whether the network thinks so or not.
     """
 
     spatial: tuple[tuple[int, Memory], ...]
@@ -122,6 +123,7 @@ class Recall:
     reach: int
     previous: Any = None
     hints: tuple[Hint | Lean, ...] = ()
+    there: bool = False
 
     def told(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [S / 4, S / 4] of the network with the hints blended in."""

@@ -181,7 +181,7 @@ class Group:
         looks = Looks.of(values, start)
         tissue = Tissue.of(values, start) if self.scene.how.tissue else None
         distinct = 0.0 if tissue is None else tissue.distinct
-        ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bridges, looks, distinct)
+        ending = Ending(self.scene.how, self.scene.volume.spacing[2], start, self._reach, run.bounded, looks, distinct)
         memories = {mark: one.memory for mark, one in tracked.items()}
         return Lane(
             run,
@@ -212,7 +212,7 @@ class Group:
         waiting: dict[int, list[tuple[int, Mark]]] = {}
         for label, seeds in self.seeds.items():
             for mark in seeds:
-                if (label, mark) not in self._prompted:
+                if not mark.end and (label, mark) not in self._prompted:
                     waiting.setdefault(mark.z, []).append((label, mark))
         slices = sorted(waiting)
         for z in slices:

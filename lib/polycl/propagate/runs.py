@@ -23,11 +23,13 @@ class Mark:
         z: its slice.
         version: another number for another seed on the same slice.
         present: whether the object is there at all; a slice that the user emptied is a seed too.
+        end: whether the object, which is not there, is known to be on all slices up to this one.
     """
 
     z: int
     version: int
     present: bool = True
+    end: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,18 @@ class Run:
 
     @property
     def marks(self) -> tuple[Mark, ...]:
-        """The seeds that it remembers."""
-        return (self.start,) if self.other is None else (self.start, self.other)
+        """The seeds that it remembers; where the object ends there is nothing to remember."""
+        return (self.start,) if self.other is None or self.other.end else (self.start, self.other)
 
     @property
-    def bridges(self) -> bool:
-        """Whether the object is known to be there at both ends, so that it does not stop between."""
-        return self.other is not None and self.other.present
+    def bounded(self) -> bool:
+        """Whether the object is known to go on to where the run ends: it stops nowhere before."""
+        return self.other is not None and (self.other.present or self.other.end)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the object is known to be on all slices of the run, and to end where that ends."""
+        return self.other is not None and self.other.end
 
 
 def plan(label: int, marks: Sequence[Mark], low: int, high: int, *, meet: float = 1.0) -> list[Run]:

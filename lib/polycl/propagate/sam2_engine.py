@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,9 +34,8 @@ LANE_PIXELS = 1 << 20
 PROMPT_LOGIT = 10.0
 """Logits of a mask that is a prompt, at most."""
 
-
 LEAST_PRESENCE = 1.0
-"""That an object is there, by the hints of others, as the network's own logit would say it."""
+"""That an object is there, by what others know, as the network's own logit would say it."""
 
 
 def as_prompt(logits: torch.Tensor) -> torch.Tensor:
@@ -157,13 +157,29 @@ class Sam2Engine:
     def _track(self, features: list[Features], recalls: list[Recall]) -> list[Tracked]:
         """`track` for frames with equally many memories."""
         top, fine = self._stacked(features)
-        outputs = self._net._forward_sam_heads(
-            backbone_features=self._remember(top, recalls),
-            mask_inputs=self._previous(recalls),
-            high_res_features=fine,
-            multimask_output=self._net._use_multimask(False, None),
-        )
+        with self._told_there(recalls):
+            outputs = self._net._forward_sam_heads(
+                backbone_features=self._remember(top, recalls),
+                mask_inputs=self._previous(recalls),
+                high_res_features=fine,
+                multimask_output=self._net._use_multimask(False, None),
+            )
         return self._tracked(top, _hinted(outputs, recalls), seeds=False)
+
+    @contextmanager
+    def _told_there(self, recalls: Sequence[Recall]) -> Iterator[None]:
+        """The mask decoder says that objects known to be there are there: else the package takes their masks away."""
+        there = torch.tensor([[one.there] for one in recalls], device=self.where.device)
+
+        def say(module: Any, args: Any, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            *masks, presences = outputs
+            return *masks, torch.where(there, presences.clamp_min(LEAST_PRESENCE), presences)
+
+        handle = self._net.sam_mask_decoder.register_forward_hook(say)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _previous(self, recalls: list[Recall]) -> torch.Tensor | None:
         """The masks of the frames before as prompts [B, 1, S / 4, S / 4]; None for a network without use for them."""

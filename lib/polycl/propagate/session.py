@@ -174,7 +174,7 @@ class Propagation:
                 before = next((old for mark, old in group.seeds.get(label, {}).items() if mark.z == z), None)
                 if before is None or not before.same(seed):
                     self._version += 1
-                    group.put(label, Mark(z, self._version, seed.present), seed)
+                    group.put(label, Mark(z, self._version, seed.present, seed.end), seed)
 
     def _group(self, label: int, box: Box | None) -> Group:
         """The group of `label`: its own, one that is near and of its scale, or a new one."""

@@ -51,10 +51,14 @@ class Lane:
         return self.run.slices[self.done]
 
     def hint(self, known: NDArray[np.float32] | None) -> Hint | None:
-        """Log-odds [s, s] that a segmenter finds, with as much of a say as it has here; None if it has none."""
+        """Log-odds [s, s] that a segmenter finds, with as much of a say as it has here; None if it has none.
+
+        It has none where it finds nothing of an object that is known to be there.
+        """
         if known is None or self.say is None:
             return None
-        return self.say.hint(known, 0.0 if self.tissue is None else self.tissue.distinct)
+        hint = self.say.hint(known, 0.0 if self.tissue is None else self.tissue.distinct)
+        return None if self.run.ends and not (hint.odds > 0).any() else hint
 
     def lean(self, values: NDArray[np.float32]) -> Lean | None:
         """What the HU [s, s] of the next slice say, if they say anything."""
@@ -68,7 +72,8 @@ class Lane:
         looks = recall(
             self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
         )
-        return replace(looks, previous=self.logits[-1] if self.logits else self.start, hints=hints)
+        previous = self.logits[-1] if self.logits else self.start
+        return replace(looks, previous=previous, hints=hints, there=self.run.ends)
 
     def take(self, result: Tracked, remembered: int, hint: Hint | None, values: NDArray[np.float32]) -> bool:
         """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on.

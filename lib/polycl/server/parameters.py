@@ -15,7 +15,8 @@ INFER = frozenset(
         *("allow_any_values", "result_compress", "result_dtype", "result_extension", "save_label", "label_tag"),
         *("label", "labels", "label_prompt", "label_info", "selected_label_name", "client_id"),
         *("foreground", "background", "roi", "slice", "window"),
-        *("refine", "refine_parameters", "engine", "guide", "size", "propagate_parameters"),
+        *("refine", "refine_parameters", "engine", "guide", "size"),
+        *("first_slice", "last_slice", "propagate_parameters"),
     }
 )
 BATCH = INFER | {"device", "logging", "max_batch_size", "max_workers"}
