@@ -60,6 +60,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mean of three, no gate": FREE,
     "one pass": {"passes": 1},
     "three passes": {"passes": 3},
+    "at rest from 0.95 on": {"at_rest": 0.95},
+    "never at rest": {"at_rest": 1.0},
     "three answers again": {"asks_again": ["box", "box+mask", "box+point+mask"]},
     "slice by slice": {"through_plane": 0.0},
     "through-plane 1.5 mm": {"through_plane": 1.5},

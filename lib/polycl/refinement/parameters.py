@@ -50,6 +50,12 @@ class RefineParameters(Parameters):
         min_length=1,
         description="what it is told in later passes; a lone answer needs no consent",
     )
+    at_rest: float = Field(
+        default=0.98,
+        ge=0,
+        le=1,
+        description="a slice that a pass left as it was, to this Dice, is not asked about again",
+    )
     crop_margin: float | None = Field(
         default=20.0,
         ge=0,

@@ -1,9 +1,9 @@
 """The refinement stage: a coarse label map and its image in, a label map refined by SAM out.
 
 Each component of the coarse mask on an axial slice gives a padded box; SAM has a say only where its answer and the
-component agree enough and SAM is sure enough. What comes of all slices together is asked about again. No label comes
-onto a slice where the coarse mask has none, and slices without coarse mask are never encoded. Slices are visited from
-coarse to fine: one between two about which SAM agrees with the coarse mask is skipped.
+component agree enough and SAM is sure enough. Where what comes of all slices together is another outline, SAM is asked
+about that again. No label comes onto a slice where the coarse mask has none, and slices without coarse mask are never
+encoded. Slices are visited from coarse to fine: one between two about which SAM agrees with the coarse mask is skipped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from polycl.errors import InputError
+from polycl.metrics import dice
 from polycl.refinement.parameters import Ask, RefineParameters
 from polycl.refinement.pieces import (
     EIGHT_NEIGHBOURS,
@@ -131,12 +132,17 @@ class _Label:
         hold = hold_of(self.how, coarse, accepted)
         self.report.hold[self.label] = round(hold, 2)
         odds: dict[int, Odds] = {}
+        asked = coarse
         for remaining in range(self.how.passes - 1, -1, -1):
-            for z, found in tally(coarse, self._masks(), accepted, (*self.spacing, self.work.between), hold, self.how):
+            for z, found in tally(coarse, asked, accepted, (*self.spacing, self.work.between), hold, self.how):
                 odds[z] = found
                 to_image(self.mask[:, :, z])[self.region] = found > 0
             if remaining:
-                accepted = self._again(pictures, accepted.keys(), step)
+                now = self._masks()
+                moved = {z for z in accepted if self._moved(asked[z], now.get(z))}
+                accepted = {z: some for z, some in accepted.items() if z not in moved}
+                accepted |= self._again(pictures, moved, step)
+                asked = {z: now[z] if z in moved else mask for z, mask in asked.items() if z in now}
         return {z: Claim(self.label, self.region, coarse[z], one) for z, one in odds.items()}
 
     def _masks(self) -> dict[int, NDArray[np.bool_]]:
@@ -166,19 +172,23 @@ class _Label:
         return pictures, accepted
 
     def _again(
-        self, pictures: list[list[int]], changed: Collection[int], step: Callable[[int], None]
+        self, pictures: list[list[int]], moved: Collection[int], step: Callable[[int], None]
     ) -> dict[int, list[Accepted]]:
-        """What is accepted where SAM is asked about what came of its answers, on the slices that changed.
+        """What is accepted where SAM is asked about what came of its answers, on the slices that moved by them.
 
         The last pictures come first: they are the likeliest to be in the cache.
         """
         accepted: dict[int, list[Accepted]] = {}
-        asked = [some for some in reversed(pictures) if any(z in changed for z in some)]
+        asked = [some for some in reversed(pictures) if any(z in moved for z in some)]
         step(len(self.slices) - sum(map(len, asked)))
         for some in asked:
-            accepted |= self._together(some, changed)
+            accepted |= self._together(some, moved)
             step(len(some))
         return accepted
+
+    def _moved(self, before: NDArray[np.bool_], after: NDArray[np.bool_] | None) -> bool:
+        """Whether the label on a slice became another by SAM's answers; None for one that is gone."""
+        return after is None or (dice(before, after) or 0.0) < self.how.at_rest
 
     def _settled(self, accepted: list[Accepted]) -> bool:
         return all(new.agreement >= self.how.settled for new in accepted)
@@ -251,24 +261,24 @@ class _Label:
         self.report.kept += len(self._pieces(z, self.region)[0])
         return False
 
-    def _together(self, slices: Sequence[int], changed: Collection[int] | None = None) -> dict[int, list[Accepted]]:
+    def _together(self, slices: Sequence[int], moved: Collection[int] | None = None) -> dict[int, list[Accepted]]:
         """What is accepted on slices that SAM sees in one picture; slices without are left out.
 
-        In a later pass only the `changed` ones are asked about, and nothing is counted.
+        In a later pass only those that `moved` are asked about, and nothing is counted.
         """
         started = time.perf_counter()
         embedding = self.encoder.mosaic(slices, self.mosaic)
         encoded = time.perf_counter()
-        asks = self.how.asks if changed is None else self.how.asks_again
+        asks = self.how.asks if moved is None else self.how.asks_again
         accepted = {}
         for number, z in enumerate(slices):
-            if changed is not None and z not in changed:
+            if moved is not None and z not in moved:
                 continue
             pieces, _ = self._pieces(z, self.region)
             answers = self._answers(pieces, asks, embedding, number)
             judged = [judge(piece, one, self.spacing, self.how) for piece, one in zip(pieces, answers, strict=True)]
             new = [one for one in judged if one is not None]
-            if changed is None:
+            if moved is None:
                 self.report.accepted += len(new)
                 self.report.kept += len(judged) - len(new)
             if new:

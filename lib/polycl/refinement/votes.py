@@ -46,7 +46,7 @@ def tally(
 
     Args:
         coarse: the label's mask [rows, columns] on each slice that holds some of it.
-        current: the same after the passes so far, which SAM was asked about.
+        current: what SAM was last asked about there: the same, or what came of an earlier pass.
         accepted: what SAM said of pieces, by slice.
         spacing: mm between rows, columns and slices.
         hold: see `hold_of`.
