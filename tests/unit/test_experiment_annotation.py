@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fake_sam2 import FakeSam2
 from polycl import devices
@@ -19,7 +20,16 @@ from polycl.experiments import annotation_report as report
 from polycl.experiments import rows as row_file
 from polycl.experiments.annotation import ALL, Annotation, Plan, Round, rounds
 from polycl.experiments.annotation_report import Point
-from polycl.experiments.annotator import CHECK_MINUTES, OPEN_MINUTES, OUTLINE_MINUTES, Effort, Filled, Knowledge, Pool
+from polycl.experiments.annotator import (
+    CHECK_MINUTES,
+    END_MINUTES,
+    OPEN_MINUTES,
+    OUTLINE_MINUTES,
+    Effort,
+    Ends,
+    Knowledge,
+    Pool,
+)
 from polycl.experiments.tasks import Task, task
 from polycl.files import sha256_of
 from polycl.phantom import make_phantom
@@ -53,11 +63,10 @@ def outlines(pool: Pool, name: str, z: int) -> int:
     return len(set(np.unique(pool.slices[name][z].classes)) - {0})
 
 
-def test_the_pool_knows_what_each_slice_shows(pool: Pool) -> None:
+def test_the_pool_knows_which_slices_hold_something(pool: Pool) -> None:
     for name, slices in pool.slices.items():
-        for z, one in enumerate(slices):
-            assert set(np.flatnonzero(pool.shown[name][z]) + 1) == set(np.unique(one.classes)) - {0}
-        assert pool.shown[name].any()
+        assert [bool(one.classes.any()) for one in slices] == pool.holding[name].tolist()
+        assert pool.holding[name].any()
 
 
 def test_slices_are_revealed_one_by_one(pool: Pool) -> None:
@@ -80,9 +89,10 @@ def test_a_volume_is_revealed_at_once(pool: Pool) -> None:
 def test_propagation_fills_a_volume_from_a_slice_that_holds_something(pool: Pool) -> None:
     asked = []
 
-    def fill(case: str, z: int) -> Filled:
+    def fill(case: str, z: int, ends: Ends) -> NDArray[np.uint8]:
         asked.append((case, z))
-        return Filled(np.full((28, 28, 6), 1, np.uint8))
+        assert not ends
+        return np.full((28, 28, 6), 1, np.uint8)
 
     known = Knowledge.of([[Pick("p2", 0, 0.0)]], pool, "propagated", fill)
     nearest = int(np.flatnonzero(pool.holding["p2"])[0])
@@ -112,33 +122,32 @@ def painted(**slices: list[int]) -> Pool:
             classes[row, : counts[z]] = row + 1
         pool.slices.setdefault("a", []).append(LabelledSlice(classes.astype(np.int16), classes, (10.0, 10.0), "a", z))
     pool.holding["a"] = np.array([one.classes.any() for one in pool.slices["a"]])
-    pool.shown["a"] = np.array([[count > 0 for count in counts] for counts in zip(*stacks, strict=True)])
     pool.images["a"] = Volume(np.zeros((10, 10, len(stacks[0])), np.int16), np.diag([10.0, 10.0, 5.0, 1.0]))
     return pool
 
 
-def test_structures_are_outlined_in_turn_each_on_its_middle_slice() -> None:
-    pool = painted(large=[3, 3, 3, 3, 3, 3, 3, 0, 0], small=[0, 0, 0, 0, 1, 1, 1, 1, 1])
+def test_the_slice_is_outlined_on_which_structures_are_widest() -> None:
+    pool = painted(large=[3, 3, 6, 8, 4, 3, 3, 0, 0], small=[0, 0, 0, 0, 1, 2, 1, 1, 1])
 
-    def fill(case: str, z: int) -> Filled:
-        asked.append(z)
-        return Filled(np.zeros((10, 10, 9), np.uint8))
+    def fill(case: str, z: int, ends: Ends) -> NDArray[np.uint8]:
+        asked.append((z, ends))
+        return np.zeros((10, 10, 9), np.uint8)
 
-    asked: list[int] = []
-    known = Knowledge.of([[Pick("a", z, 0.0)] for z in (0, 0, 8)], pool, "guided", fill)
-    assert asked == [3, 6, 6], "slice 6 shows both"
-    assert known.effort.outlines == 5
-    Knowledge.of([[Pick("a", 5, 0.0)]], pool, "propagated", fill)
-    assert asked[-1] == 5, "nobody chooses"
+    asked: list[tuple[int, Ends]] = []
+    known = Knowledge.of([[Pick("a", 0, 0.0)]], pool, "checked", fill)
+    assert asked == [(5, {1: (0, 6), 2: (4, 8)})], "3 of 8 and all of 2 is more than 8 of 8 and nothing"
+    assert known.effort == Effort(opened=1, slices=1, outlines=2, checked=1, bounded=2)
+    Knowledge.of([[Pick("a", 4, 0.0)]], pool, "propagated", fill)
+    assert asked[-1] == (4, {}), "nobody chooses"
 
 
 def test_a_propagation_is_believed_as_far_as_half_the_diameter() -> None:
     pool = painted(large=[0, 0, 0, 0, 7, 0, 0, 0, 0], small=[0, 0, 0, 0, 1, 0, 0, 0, 0])
 
-    def fill(case: str, z: int) -> Filled:
+    def fill(case: str, z: int, ends: Ends) -> NDArray[np.uint8]:
         found = np.zeros((10, 10, 9), np.uint8)
         found[0], found[1] = 1, 2
-        return Filled(found)
+        return found
 
     known = Knowledge.of([[Pick("a", 4, 0.0)]], pool, "propagated", fill)
     # discs of 700 and 100 mm² have radii of 14.9 and 5.6 mm; slices are 5 mm apart
@@ -146,21 +155,23 @@ def test_a_propagation_is_believed_as_far_as_half_the_diameter() -> None:
     assert set(np.unique(known.slices[0].classes)) == {0, 1}, "what is not believed is cleared"
 
 
-def test_what_was_recognised_is_believed_wherever_it_is_and_is_not() -> None:
-    pool = painted(large=[0, 0, 0, 0, 7, 0, 0, 0, 0], small=[0, 0, 0, 0, 1, 0, 0, 0, 0])
+def test_what_is_bounded_is_believed_between_its_ends_and_absent_beyond() -> None:
+    pool = painted(large=[0, 0, 7, 7, 8, 7, 7, 0, 0], small=[0, 0, 0, 1, 2, 1, 1, 1, 0])
 
-    def fill(case: str, z: int) -> Filled:
+    def fill(case: str, z: int, ends: Ends) -> NDArray[np.uint8]:
         found = np.zeros((10, 10, 9), np.uint8)
-        found[0, :, 1:], found[1] = 1, 2
-        return Filled(found, frozenset({1}))
+        found[0, :6, 3:7] = 1
+        found[1:, :, 3:8] = 2  # far more than it should be
+        return found
 
-    known = Knowledge.of([[Pick("a", 4, 0.0)]], pool, "guided", fill)
+    known = Knowledge.of([[Pick("a", 4, 0.0)]], pool, "checked", fill)
     assert {one.index: one.known for one in known.slices} == {
-        0: (1,), 1: (1,), 2: (1,), 3: (1, 2), 4: None, 5: (1, 2), 6: (1,), 7: (1,), 8: (1,),
+        0: (1, 2), 1: (1, 2), 2: (2,), 3: (1,), 4: None, 5: (1,), 6: (1,), 7: (1,), 8: (1, 2),
     }  # fmt: skip
     by_index = {one.index: one.classes for one in known.slices}
-    assert not by_index[0].any()
-    assert (by_index[8][0] == 1).all()
+    assert not by_index[2].any(), "nothing was found of the large one, and the small one begins after it"
+    assert set(np.unique(by_index[5])) == {0, 1}, "what is plainly wrong is thrown away"
+    assert not by_index[7].any()
 
 
 def test_what_was_outlined_is_seen_as_often_as_what_was_propagated_from_it() -> None:
@@ -174,8 +185,8 @@ def test_what_was_outlined_is_seen_as_often_as_what_was_propagated_from_it() -> 
 
 
 def test_minutes_are_the_sum_of_what_was_done() -> None:
-    effort = Effort(2, 5, 7, 1) + Effort(1, 0, 0, 1)
-    assert effort.minutes == 3 * OPEN_MINUTES + 7 * OUTLINE_MINUTES + 2 * CHECK_MINUTES
+    effort = Effort(2, 5, 7, 1, 4) + Effort(1, 0, 0, 1)
+    assert effort.minutes == 3 * OPEN_MINUTES + 7 * OUTLINE_MINUTES + 2 * CHECK_MINUTES + 4 * END_MINUTES
 
 
 def test_chance_takes_other_images_and_slices_that_hold_something() -> None:
@@ -314,7 +325,7 @@ def test_strategies_end_when_all_volumes_are_labelled(small: Task, tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_model_so_far_guides_what_fills_volumes(small: Task, tmp_path: Path) -> None:
-    plan = replace(PLAN, reveal="guided")
+    plan = replace(PLAN, reveal="checked")
     parts = tmp_path / "rows.jsonl", tmp_path / "cache", devices.choose("cpu", "fp32"), FakeSam2()
     one = Annotation(small, plan, *parts)
     for each in rounds([ALL, "random"], 1, 3):

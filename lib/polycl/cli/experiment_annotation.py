@@ -23,7 +23,7 @@ def annotation(
         list[str] | None, typer.Option(help="Only this strategy, or 'all labels'; may be repeated.")
     ] = None,
     reveal: Annotated[
-        str, typer.Option(help="What is labelled of an image: slices, volumes, propagated (from one slice), or guided.")
+        str, typer.Option(help="What is labelled of an image: slices, volumes, propagated (from one), or checked.")
     ] = "slices",
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     rounds: Annotated[int, typer.Option(min=1)] = 10,
@@ -71,7 +71,7 @@ def annotation(
         output / f"annotation-{task}.jsonl",
         settings.cache / "experiments" / "annotation",
         devices.choose(settings.device, settings.precision),
-        load_propagator(propagator, settings) if how in ("propagated", "guided") else None,
+        load_propagator(propagator, settings) if how in ("propagated", "checked") else None,
     )
     _play(experiment, experiment.missing(played.rounds(strategies, seeds, rounds))[:limit])
     _write(experiment, output)
@@ -100,7 +100,8 @@ def _write(experiment: Annotation, output: Path) -> None:
         f"# What to label next: {experiment.task.name}, {', '.join(way)}\n",
         f"{len(rows)} rounds of {experiment.plan}.\n",
         f"Minutes are a model: {annotator.OPEN_MINUTES:g} to open a volume, {annotator.OUTLINE_MINUTES:g} to outline "
-        f"one structure on one slice, {annotator.CHECK_MINUTES:g} to check a propagation.\n",
+        f"one structure on one slice, {annotator.CHECK_MINUTES:g} to check a propagation, {annotator.END_MINUTES:g} to "
+        "say where one structure begins and ends.\n",
     ]
     for domain in experiment.task.tests:
         picture = f"{name}-{domain.replace(' ', '-')}.png"

@@ -177,7 +177,7 @@ class Annotation:
 
     def _guide(self, one: Round, picks: Sequence[Sequence[Pick]]) -> Path | None:
         """The model that helps to fill volumes in a round: that of the round before; none where nothing is filled."""
-        if self.plan.reveal != "guided" or not one.number or one.strategy == ALL:
+        if self.plan.reveal != "checked" or not one.number or one.strategy == ALL:
             return None
         return self._trained(replace(one, number=one.number - 1), picks[: one.number])
 

@@ -5,8 +5,8 @@ How long it takes is a model, not a measurement: see `Effort`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,38 +15,32 @@ from numpy.typing import NDArray
 from polycl.acquisition.selection import Candidate, Pick
 from polycl.dataset import Case, LabelledSlice, Target, labelled_slices
 from polycl.errors import InputError
+from polycl.metrics import dice
 from polycl.volume import Volume
 
-Reveal = Literal["slices", "volumes", "propagated", "guided"]
+Reveal = Literal["slices", "volumes", "propagated", "checked"]
 """What is labelled where a slice of an image is asked for: that slice, all slices, or that slice, from which
-propagation fills the volume. `guided`: from the middle slice of the structure that was outlined least so far, and
-with the help of the model that was learned so far, anew after each round."""
+propagation fills the volume. `checked`: the slice on which the image's structures are widest, from which propagation,
+helped by the model that was learned so far, fills the volume anew after each round; the person says on which slices the
+outlined structures begin and end, and throws away what went plainly wrong."""
 OPEN_MINUTES = 1.0
 """To open a volume and scroll to the slice."""
 OUTLINE_MINUTES = 1.0
 """To outline one structure on one slice."""
 CHECK_MINUTES = 1.0
 """To wait for a propagation, and to look through what it found; it is taken as it is."""
+END_MINUTES = 0.5
+"""To say where one structure begins and ends."""
 BELIEVED = 0.5
-"""How far from the outlined slice a propagation is learned from, in diameters of the structure there: it errs more the
-further it goes, and a structure changes over distances like its own size."""
+"""How far from the outlined slice a propagation is learned from that nobody bounded, in diameters of the structure
+there: it errs more the further it goes, and a structure changes over distances like its own size."""
+WRONG = 0.5
+"""Dice of a structure's propagation with what it should be, below which a person sees at a glance that it is wrong."""
 
-
-@dataclass(frozen=True, eq=False)
-class Filled:
-    """What propagation made of the reference on one slice.
-
-    Attributes:
-        classes: ids `[X, Y, Z]`.
-        recognised: those that a segmenter helped to follow: these are believed wherever they are, and are not.
-    """
-
-    classes: NDArray[np.uint8]
-    recognised: frozenset[int] = frozenset()
-
-
-Fill = Callable[[str, int], Filled]
-"""Fills a case from the reference on one of its slices."""
+Ends = Mapping[int, tuple[int, int]]
+"""First and last slice of structures, by id."""
+Fill = Callable[[str, int, Ends], NDArray[np.uint8]]
+"""Fills a case from the reference on one of its slices: ids [X, Y, Z]. Structures begin and end as said, if it is."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +51,7 @@ class Effort:
     slices: int = 0
     outlines: int = 0
     checked: int = 0
+    bounded: int = 0
 
     def __add__(self, other: Effort) -> Effort:
         return Effort(
@@ -64,12 +59,14 @@ class Effort:
             self.slices + other.slices,
             self.outlines + other.outlines,
             self.checked + other.checked,
+            self.bounded + other.bounded,
         )
 
     @property
     def minutes(self) -> float:
-        """By the three constants of this module; a slice without any structure takes no time of its own."""
-        return self.opened * OPEN_MINUTES + self.outlines * OUTLINE_MINUTES + self.checked * CHECK_MINUTES
+        """By the constants of this module; a slice without any structure takes no time of its own."""
+        seen = self.opened * OPEN_MINUTES + self.checked * CHECK_MINUTES
+        return seen + self.outlines * OUTLINE_MINUTES + self.bounded * END_MINUTES
 
 
 class Pool:
@@ -80,13 +77,9 @@ class Pool:
         self.slices: dict[str, list[LabelledSlice]] = {name: [] for name in self.images}
         for one in labelled_slices(cases, targets):
             self.slices[one.case].append(one)
-        classes = range(1, len(targets) + 1)
-        self.shown = {
-            name: np.array([[(one.classes == index).any() for index in classes] for one in all_])
-            for name, all_ in self.slices.items()
+        self.holding = {
+            name: np.array([one.classes.any() for one in all_], dtype=bool) for name, all_ in self.slices.items()
         }
-        """Which slices show which structures, by image, bool `[slices, structures]`."""
-        self.holding = {name: shown.any(axis=1) for name, shown in self.shown.items()}
         """Which slices hold any structure."""
 
     def unscored(self, known: Knowledge) -> list[Candidate]:
@@ -107,12 +100,10 @@ class Knowledge:
     slices: list[LabelledSlice]
     numbers: dict[str, set[int]]
     effort: Effort
-    outlined: dict[int, int] = field(default_factory=dict)
-    """On how many slices each structure was outlined."""
 
     @classmethod
     def of(cls, picks: Iterable[Sequence[Pick]], pool: Pool, reveal: Reveal, fill: Fill | None) -> Knowledge:
-        """What picks gave, round by round. InputError for `propagated` without `fill`."""
+        """What picks gave, round by round. InputError where volumes are to be filled without `fill`."""
         known = cls(reveal, [], {}, Effort())
         for few in picks:
             for pick in few:
@@ -138,35 +129,35 @@ class Knowledge:
 
     def _annotate(self, pick: Pick, pool: Pool, fill: Fill | None) -> None:
         all_ = pool.slices[pick.image]
+        checked = bounded = 0
         if self.reveal == "slices":
-            chosen, checked = [all_[pick.slice]], 0
-            outlined = chosen
+            chosen = outlined = [all_[pick.slice]]
         elif self.reveal == "volumes":
-            chosen, checked = all_, 0
-            outlined = [one for one in all_ if one.classes.any()]
-        else:
-            shown = pool.shown[pick.image]
-            guided = self.reveal == "guided" and bool(shown.any())
-            z = self._best(shown) if guided else _nearest(pool.holding[pick.image], pick.slice)
-            outlined, checked = [all_[z]], 1
+            chosen, outlined = all_, [one for one in all_ if one.classes.any()]
+        elif self.reveal == "propagated":
+            z, checked = _nearest(pool.holding[pick.image], pick.slice), 1
+            outlined = [all_[z]]
             chosen = _filled(all_, z, pool.images[pick.image].spacing[2], fill)
-        seen = [int(index) for one in outlined for index in _structures(one)]
-        for index in seen:
-            self.outlined[index] = self.outlined.get(index, 0) + 1
+        else:
+            z, checked = _widest(all_), 1
+            outlined = [all_[z]]
+            bounded = len(_structures(all_[z]))
+            chosen = _filled_between(all_, z, fill)
         self.slices += chosen
         self.numbers.setdefault(pick.image, set()).update(one.index for one in chosen)
-        self.effort += Effort(1, len(outlined), len(seen), checked)
-
-    def _best(self, shown: NDArray[np.bool_]) -> int:
-        """The middle slice of the structure that was outlined least."""
-        least = min(np.flatnonzero(shown.any(axis=0)), key=lambda index: self.outlined.get(int(index) + 1, 0))
-        slices = np.flatnonzero(shown[:, least])
-        return int(slices[len(slices) // 2])
+        outlines = sum(len(_structures(one)) for one in outlined)
+        self.effort += Effort(1, len(outlined), outlines, checked, bounded)
 
 
-def _structures(one: LabelledSlice) -> NDArray[np.uint8]:
+def _structures(one: LabelledSlice) -> list[int]:
     """Ids of what is on a slice."""
-    return np.unique(one.classes[one.classes > 0])
+    return [int(index) for index in np.unique(one.classes) if index]
+
+
+def _widest(slices: Sequence[LabelledSlice]) -> int:
+    """The slice on which structures are widest, all together, each as a share of its own widest."""
+    areas = np.array([np.bincount(one.classes.ravel(), minlength=256)[1:] for one in slices], dtype=np.float64)
+    return int((areas / np.maximum(areas.max(axis=0), 1)).sum(axis=1).argmax())
 
 
 def _nearest(holding: NDArray[np.bool_], z: int) -> int:
@@ -178,29 +169,62 @@ def _nearest(holding: NDArray[np.bool_], z: int) -> int:
 def _filled(slices: Sequence[LabelledSlice], z: int, thickness: float, fill: Fill | None) -> list[LabelledSlice]:
     """Slice `z` as it was outlined, and those that propagation from it labels, each known as far as it was painted.
 
-    As on the server: what is not on a slice stays unknown there, but for what was recognised. What is not on `z` is
-    unknown everywhere else.
+    What is not on a slice stays unknown there. What is not on `z` is unknown everywhere else.
     """
-    if fill is None:
-        raise InputError("filling volumes needs a model that propagates")
     here = slices[z]
-    reach = {
-        int(index): BELIEVED * _diameter(here, int(index)) / thickness for index in np.unique(here.classes) if index
-    }
-    if not reach:
-        return [here]
-    found = fill(here.case, z)
+    reach = {index: BELIEVED * _diameter(here, index) / thickness for index in _structures(here)}
+    found = _asked(fill, here, {}) if reach else None
     filled = []
     for one in slices:
-        plane = found.classes[:, :, one.index]
-        near = [index for index, far in reach.items() if abs(one.index - z) <= far or index in found.recognised]
-        classes = np.where(np.isin(plane, near), plane, 0).astype(np.uint8)
-        known = tuple(sorted({int(index) for index in np.unique(classes) if index} | found.recognised))
-        if one is here:
-            filled.append(here)
-        elif known:
-            filled.append(replace(one, classes=np.ascontiguousarray(classes), known=known))
+        near = [index for index, far in reach.items() if abs(one.index - z) <= far]
+        filled += [here] if one is here else [] if found is None else _known(one, found, near)
     return filled
+
+
+def _filled_between(slices: Sequence[LabelledSlice], z: int, fill: Fill | None) -> list[LabelledSlice]:
+    """Slice `z` as it was outlined, and what propagation from it gives between the ends of each structure on it.
+
+    Beyond its ends a structure is known to be absent. Where propagation found nothing of it before, or went wrong, it
+    is unknown; as is everywhere else what is not on `z`.
+    """
+    here = slices[z]
+    ends = {index: _ends(slices, index) for index in _structures(here)}
+    if not ends:
+        return [here]
+    found = _asked(fill, here, ends)
+    right = [index for index in ends if _likeness(found, slices, index) >= WRONG]
+    filled = []
+    for one in slices:
+        beyond = [index for index, (first, last) in ends.items() if not first <= one.index <= last]
+        filled += [here] if one is here else _known(one, found, right, beyond)
+    return filled
+
+
+def _asked(fill: Fill | None, here: LabelledSlice, ends: Ends) -> NDArray[np.uint8]:
+    if fill is None:
+        raise InputError("filling volumes needs a model that propagates")
+    return fill(here.case, here.index, ends)
+
+
+def _known(
+    one: LabelledSlice, found: NDArray[np.uint8], believed: Sequence[int], absent: Sequence[int] = ()
+) -> list[LabelledSlice]:
+    """A slice with what was found of the structures `believed`, known where they are; none if nothing is known."""
+    plane = found[:, :, one.index]
+    classes = np.ascontiguousarray(np.where(np.isin(plane, believed), plane, 0), dtype=np.uint8)
+    known = tuple(sorted({*_structures(replace(one, classes=classes)), *absent}))
+    return [replace(one, classes=classes, known=known)] if known else []
+
+
+def _ends(slices: Sequence[LabelledSlice], index: int) -> tuple[int, int]:
+    """First and last slice of a structure."""
+    there = [one.index for one in slices if (one.classes == index).any()]
+    return there[0], there[-1]
+
+
+def _likeness(found: NDArray[np.uint8], slices: Sequence[LabelledSlice], index: int) -> float:
+    """Dice of what was found of a structure with what it should be."""
+    return dice(found == index, np.stack([one.classes for one in slices], axis=2) == index) or 0.0
 
 
 def _diameter(one: LabelledSlice, index: int) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from polycl.experiments.annotator import Filled, Pool
+from polycl.experiments.annotator import Ends, Pool
 from polycl.files import replacing
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.guides import SegmenterGuide
-from polycl.propagate.seeds import Seed
+from polycl.propagate.seeds import Seed, with_ends
 from polycl.propagate.session import Propagation
 from polycl.segmenter.inference import Segmenter
 
@@ -25,21 +26,21 @@ class Filling:
         self._pool, self._engine, self._guide = pool, engine, guide
         self._folder = folder / "-".join([engine.sha256[:16], *([] if guide is None else [guide[0][:16]])])
 
-    def __call__(self, case: str, z: int) -> Filled:
+    def __call__(self, case: str, z: int, ends: Ends) -> NDArray[np.uint8]:
         """Slice `z` is as the reference has it."""
-        file = self._folder / f"{case}-{z}.npz"
+        file = self._folder / f"{case}-{z}{'-bounded' if ends else ''}.npz"
         if file.is_file():
             with np.load(file) as kept:
-                return Filled(np.asarray(kept["classes"], dtype=np.uint8), frozenset(kept["recognised"].tolist()))
+                return np.asarray(kept["classes"], dtype=np.uint8)
         image = self._pool.images[case]
         guides = [] if self._guide is None else [SegmenterGuide(self._guide[1], "model", image)]
         session = Propagation(image, self._engine, guides=guides)
         classes = self._pool.slices[case][z].classes
-        for index in np.unique(classes[classes > 0]):
-            session.put(int(index), {z: Seed(classes == index)})
+        for index in np.unique(classes[classes > 0]).tolist():
+            first, last = ends.get(index, (None, None))
+            session.put(index, with_ends({z: Seed(classes == index)}, image, first, last))
         found = np.ascontiguousarray(session.run().canonical().voxels, dtype=np.uint8)
         self._folder.mkdir(parents=True, exist_ok=True)
-        recognised = sorted(session.recognised)
         with replacing(file) as stream:
-            np.savez_compressed(stream, classes=found, recognised=np.array(recognised, dtype=np.int64))
-        return Filled(found, frozenset(recognised))
+            np.savez_compressed(stream, classes=found)
+        return found
