@@ -191,6 +191,20 @@ class TestSeveralSeeds:
         assert told == [True] * (8 + 15), "the runs go on to the ends, and are told of the object on each slice"
         assert len(engine.prompts) == 1, "where it ends there is nothing to remember"
 
+    @pytest.mark.parametrize(
+        ("other", "x", "between"), [(20, 30, True), (28, 30, False), (20, 46, False)], ids=["near", "far", "elsewhere"]
+    )
+    def test_between_two_seeds_of_one_object_it_is_there(
+        self, engine: FakeSam2, other: int, x: int, between: bool
+    ) -> None:
+        small = [cylinder(30, 25, 5, 12, 13), cylinder(x, 25, 5, other, other + 1)]
+        session = Propagation(ct(cylinder(30, 25, 5, 8, 38)), engine)
+        session.put(1, {12: Seed(small[0][:, :, 12]), other: Seed(small[1][:, :, other])})
+        session.run()
+        told = [recall.there for step in engine.steps for recall in step]
+        assert any(told) == between
+        assert not all(told), "nor beyond them"
+
     def test_without_any_object_there_is_nothing_to_do(self, engine: FakeSam2) -> None:
         session = Propagation(ct(BODY), engine)
         with pytest.raises(InputError, match="there is no seed: outline the object on at least one axial slice"):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from polycl.propagate.edges import Edges
+from polycl.propagate.ending import one_object
 from polycl.propagate.engine import LARGEST
 from polycl.propagate.frames import Box, FrameGrid
 from polycl.propagate.runs import Run
@@ -70,16 +71,10 @@ def bridged(found: Found, stretches: Iterable[tuple[int, int]], longest: int, ov
         there = [z for z in range(first, last + 1) if z in found and bool((found[z] > 0).any())]
         for before, after in itertools.pairwise(there):
             low, high = found[before].float(), found[after].float()
-            if 1 < after - before <= longest + 1 and _one_object(low > 0, high > 0, overlap):
+            if 1 < after - before <= longest + 1 and one_object((low > 0).numpy(), (high > 0).numpy(), overlap):
                 gap = range(before + 1, after)
                 filled |= {z: torch.lerp(low, high, (z - before) / (after - before)) for z in gap}
     return filled
-
-
-def _one_object(low: torch.Tensor, high: torch.Tensor, overlap: float) -> bool:
-    """Whether two masks lie on one another to the share `overlap` of the smaller one, and at all."""
-    shared = int((low & high).sum())
-    return shared > 0 and shared >= overlap * min(int(low.sum()), int(high.sum()))
 
 
 def keep_connected(found: Found, seeds: Collection[int], reach: int) -> Found:

@@ -122,9 +122,17 @@ class Ending:
         area = int(mask.sum())
         if area == 0 or area < self.how.collapse * self._largest:
             return False
-        near = ndimage.binary_dilation(self.last, iterations=self.reach) if self.reach else self.last
-        shared = int((mask & near).sum())
-        return shared > 0 and shared >= self.how.overlap * min(area, int(self.last.sum()))
+        return one_object(mask, self.last, self.how.overlap, self.reach)
+
+
+def one_object(one: NDArray[np.bool_], other: NDArray[np.bool_], overlap: float, reach: int = 0) -> bool:
+    """Whether two masks lie on one another to the share `overlap` of the smaller one, and at all.
+
+    They may be `reach` pixels off.
+    """
+    near = ndimage.binary_dilation(other, iterations=reach) if reach else other
+    shared = int((one & near).sum())
+    return shared > 0 and shared >= overlap * min(int(one.sum()), int(other.sum()))
 
 
 def _agree(mask: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> bool:

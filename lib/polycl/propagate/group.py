@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from polycl.propagate.compose import Object, blend, bridged, keep_connected
 from polycl.propagate.edges import Edges, Trial, choose
-from polycl.propagate.ending import Ending, Looks
+from polycl.propagate.ending import Ending, Looks, one_object
 from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
 from polycl.propagate.frames import Box, FrameGrid, Region
@@ -23,6 +23,8 @@ from polycl.propagate.tissue import Tissue
 
 TRIED_ON = 3
 """Annotated slices on which it is tried how outlines follow the CT."""
+APART = 2.0
+"""Diameters of the larger of two seeds: so far apart, at most, they are of one object for certain."""
 
 
 class Group:
@@ -164,8 +166,12 @@ class Group:
     @property
     def _reach(self) -> int:
         """Pixels that a tube at 45 degrees moves from one slice to the next, not more than a tenth of the region."""
-        pixels = self.scene.volume.spacing[2] / (self.region.side(self.scene.volume) / self._side)
-        return int(min(round(pixels), self._side // 10))
+        return int(min(round(self.scene.volume.spacing[2] / self._pixel), self._side // 10))
+
+    @property
+    def _pixel(self) -> float:
+        """Millimetres between pixels of masks."""
+        return self.region.side(self.scene.volume) / self._side
 
     def _plan(self) -> list[Run]:
         return [
@@ -188,9 +194,22 @@ class Group:
             ending,
             tracked[run.start].logits.half().cpu(),
             memories,
+            run.ends or self._is_between(run),
             self._say(run.label, run.marks),
             tissue,
         )
+
+    def _is_between(self, run: Run) -> bool:
+        """Whether a run goes to another seed that lies on its own, not far away: it is one object, there all the way.
+
+        Others may be two lesions.
+        """
+        if run.other is None or not run.other.present:
+            return False
+        start, other = (self._mask(run.label, mark) for mark in (run.start, run.other))
+        diameter = 2 * np.sqrt(max(start.sum(), other.sum()) / np.pi) * self._pixel
+        apart = abs(run.other.z - run.start.z) * self.scene.volume.spacing[2]
+        return apart <= APART * diameter and one_object(start, other, self.scene.how.overlap, self._reach)
 
     def _say(self, label: int, marks: Sequence[Mark]) -> Say | None:
         """How a segmenter is heard about a label, by how well it agrees with these seeds of it."""

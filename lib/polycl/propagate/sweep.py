@@ -33,12 +33,13 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Lane:
-    """One run under way."""
+    """One run under way. `there`: the object is known to be on all of its slices."""
 
     run: Run
     ending: Ending
     start: torch.Tensor
     seeds: Mapping[Mark, Memory]
+    there: bool = False
     say: Say | None = None
     tissue: Tissue | None = None
     done: int = 0
@@ -58,7 +59,7 @@ class Lane:
         if known is None or self.say is None:
             return None
         hint = self.say.hint(known, 0.0 if self.tissue is None else self.tissue.distinct)
-        return None if self.run.ends and not (hint.odds > 0).any() else hint
+        return None if self.there and not (hint.odds > 0).any() else hint
 
     def lean(self, values: NDArray[np.float32]) -> Lean | None:
         """What the HU [s, s] of the next slice say, if they say anything."""
@@ -73,7 +74,7 @@ class Lane:
             self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
         )
         previous = self.logits[-1] if self.logits else self.start
-        return replace(looks, previous=previous, hints=hints, there=self.run.ends)
+        return replace(looks, previous=previous, hints=hints, there=self.there)
 
     def take(self, result: Tracked, remembered: int, hint: Hint | None, values: NDArray[np.float32]) -> bool:
         """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on.
