@@ -30,8 +30,8 @@ from polycl.experiments.annotator import (
     Knowledge,
     Pool,
 )
+from polycl.experiments.filling import Filling
 from polycl.experiments.tasks import Task, task
-from polycl.files import sha256_of
 from polycl.phantom import make_phantom
 from polycl.segmenter import Segmenter
 from polycl.volume import Volume, write_volume
@@ -172,6 +172,25 @@ def test_what_is_bounded_is_believed_between_its_ends_and_absent_beyond() -> Non
     assert not by_index[2].any(), "nothing was found of the large one, and the small one begins after it"
     assert set(np.unique(by_index[5])) == {0, 1}, "what is plainly wrong is thrown away"
     assert not by_index[7].any()
+
+
+def test_volumes_are_filled_between_ends_once(tmp_path: Path) -> None:
+    body = np.zeros((48, 40, 20), bool)
+    body[15:30, 12:26, 3:17] = True
+    pool, engine = Pool([], []), FakeSam2()
+    image = Volume(np.where(body, 100, -100).astype(np.int16), np.diag([1.0, 1.0, 2.0, 1.0]))
+    pool.images["a"] = image
+    pool.slices["a"] = [
+        LabelledSlice(image.voxels[:, :, z], body[:, :, z].astype(np.uint8), (1.0, 1.0), "a", z) for z in range(20)
+    ]
+    fill = Filling(pool, engine, tmp_path)
+    bounded, free = ({1: (6, 12)}, [*range(6, 13)]), ({}, [*range(3, 17)])
+    for ends, expected in (bounded, free, bounded):
+        steps = len(engine.steps)
+        found = fill("a", 9, ends)
+        assert np.flatnonzero(found.any(axis=(0, 1))).tolist() == expected
+    assert len(engine.steps) == steps, "what is there is not computed again"
+    np.testing.assert_array_equal(found[:, :, 9], body[:, :, 9])
 
 
 def test_what_was_outlined_is_seen_as_often_as_what_was_propagated_from_it() -> None:
@@ -321,19 +340,6 @@ def test_strategies_end_when_all_volumes_are_labelled(small: Task, tmp_path: Pat
     one = experiment(small, tmp_path, Plan(reveal="volumes", picks=2, first_steps=1, steps=1, batch=2, look=4, width=2))
     slices = [one.run(each)["slices"] for each in rounds(["diverse"], 1, 3)]
     assert slices[0] < slices[1] == slices[2] == sum(int(one.sum()) for one in one.pool.holding.values())
-
-
-@pytest.mark.slow
-def test_the_model_so_far_guides_what_fills_volumes(small: Task, tmp_path: Path) -> None:
-    plan = replace(PLAN, reveal="checked")
-    parts = tmp_path / "rows.jsonl", tmp_path / "cache", devices.choose("cpu", "fp32"), FakeSam2()
-    one = Annotation(small, plan, *parts)
-    for each in rounds([ALL, "random"], 1, 3):
-        one.run(each)
-    names = sorted(folder.name.partition("-")[2] for folder in (tmp_path / "cache" / "filled").iterdir())
-    weights = tmp_path / "cache" / f"{small.name}-{plan.key}"
-    guides = [sha256_of(weights / f"{name}.safetensors")[:16] for name in ("start-0", "random-0-1")]
-    assert names == sorted(["", *guides]), "the first round had no model, the others that of the round before"
 
 
 def test_the_command(run: Any, tmp_path: Path) -> None:

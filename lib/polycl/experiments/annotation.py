@@ -31,7 +31,6 @@ from polycl.experiments.annotator import Knowledge, Pool, Reveal
 from polycl.experiments.exam import Exam
 from polycl.experiments.filling import Filling
 from polycl.experiments.tasks import Task
-from polycl.files import sha256_of
 from polycl.propagate.engine import VideoEngine
 from polycl.segmenter.augment import Augmentation
 from polycl.segmenter.inference import Segmenter
@@ -144,7 +143,7 @@ class Annotation:
         if not everything:
             picks.append(self._choose(one, picks))
         chosen = time.perf_counter()
-        known = self._known(picks, self._guide(one, picks))
+        known = self._known(picks)
         annotated = time.perf_counter()
         segmenter = self._load(self._all(one) if everything else self._trained(one, picks))
         trained = time.perf_counter()
@@ -175,15 +174,8 @@ class Annotation:
         mine = {row["round"]: row for row in self.rows() if (row["strategy"], row["seed"]) == (one.strategy, one.seed)}
         return [[Pick(image, z, 0.0) for image, z in mine[number]["picks"]] for number in range(one.number)]
 
-    def _guide(self, one: Round, picks: Sequence[Sequence[Pick]]) -> Path | None:
-        """The model that helps to fill volumes in a round: that of the round before; none where nothing is filled."""
-        if self.plan.reveal != "checked" or not one.number or one.strategy == ALL:
-            return None
-        return self._trained(replace(one, number=one.number - 1), picks[: one.number])
-
-    def _known(self, picks: Sequence[Sequence[Pick]], guide: Path | None = None) -> Knowledge:
-        helper = None if guide is None else (sha256_of(guide), self._load(guide))
-        fill = None if self._engine is None else Filling(self.pool, self._engine, self._filled, helper)
+    def _known(self, picks: Sequence[Sequence[Pick]]) -> Knowledge:
+        fill = None if self._engine is None else Filling(self.pool, self._engine, self._filled)
         return Knowledge.of(picks, self.pool, self.plan.reveal, fill)
 
     def _choose(self, one: Round, before: Sequence[Sequence[Pick]]) -> list[Pick]:
@@ -212,7 +204,7 @@ class Annotation:
             return file
         before = None if not one.number else self._trained(replace(one, number=one.number - 1), picks[: one.number])
         steps = self.plan.steps if one.number else self.plan.first_steps
-        known = self._known(picks[: one.number + 1], self._guide(one, picks))
+        known = self._known(picks[: one.number + 1])
         return self._train(known.slices, file, steps, _seed(one.seed, one.number), before)
 
     def _all(self, one: Round) -> Path:

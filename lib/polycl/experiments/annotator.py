@@ -20,9 +20,9 @@ from polycl.volume import Volume
 
 Reveal = Literal["slices", "volumes", "propagated", "checked"]
 """What is labelled where a slice of an image is asked for: that slice, all slices, or that slice, from which
-propagation fills the volume. `checked`: the slice on which the image's structures are widest, from which propagation,
-helped by the model that was learned so far, fills the volume anew after each round; the person says on which slices the
-outlined structures begin and end, and throws away what went plainly wrong."""
+propagation fills the volume. `checked`: the slice on which the image's structures are widest, from which propagation
+fills the volume between the slices where, as the person says, each outlined structure begins and ends; what went
+plainly wrong is thrown away."""
 OPEN_MINUTES = 1.0
 """To open a volume and scroll to the slice."""
 OUTLINE_MINUTES = 1.0

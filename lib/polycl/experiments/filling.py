@@ -10,21 +10,16 @@ from numpy.typing import NDArray
 from polycl.experiments.annotator import Ends, Pool
 from polycl.files import replacing
 from polycl.propagate.engine import VideoEngine
-from polycl.propagate.guides import SegmenterGuide
 from polycl.propagate.seeds import Seed, with_ends
 from polycl.propagate.session import Propagation
-from polycl.segmenter.inference import Segmenter
 
 
 class Filling:
-    """As `polycl.experiments.annotator.Fill` has it, by `engine`, helped by `guide`; results are kept in `folder`."""
+    """As `polycl.experiments.annotator.Fill` has it, by `engine`; results are kept in `folder`."""
 
-    def __init__(
-        self, pool: Pool, engine: VideoEngine, folder: Path, guide: tuple[str, Segmenter] | None = None
-    ) -> None:
-        """`guide` is a segmenter with the classes of the pool, and what tells its weights from others."""
-        self._pool, self._engine, self._guide = pool, engine, guide
-        self._folder = folder / "-".join([engine.sha256[:16], *([] if guide is None else [guide[0][:16]])])
+    def __init__(self, pool: Pool, engine: VideoEngine, folder: Path) -> None:
+        self._pool, self._engine = pool, engine
+        self._folder = folder / engine.sha256[:16]
 
     def __call__(self, case: str, z: int, ends: Ends) -> NDArray[np.uint8]:
         """Slice `z` is as the reference has it."""
@@ -33,8 +28,7 @@ class Filling:
             with np.load(file) as kept:
                 return np.asarray(kept["classes"], dtype=np.uint8)
         image = self._pool.images[case]
-        guides = [] if self._guide is None else [SegmenterGuide(self._guide[1], "model", image)]
-        session = Propagation(image, self._engine, guides=guides)
+        session = Propagation(image, self._engine)
         classes = self._pool.slices[case][z].classes
         for index in np.unique(classes[classes > 0]).tolist():
             first, last = ends.get(index, (None, None))
