@@ -428,6 +428,23 @@ class TestPainted:
         np.testing.assert_array_equal(found[:, :, far], before[:, :, far])
         assert (found[:, :, 11] != before[:, :, 11]).any()
 
+    def test_ends_count_more_than_what_a_segmenter_found(
+        self, client: TestClient, tubes: dict[str, Volume], tmp_path: Path
+    ) -> None:
+        image = tubes["ras"]
+        _, mask = reply(infer(client, "tiny", "tube_ras"))
+        spleen = canonical(image, mask) == 2
+        there = slices(spleen)
+        assert there[0] < 8
+        assert there[-1] > 16
+        for first, last in ((8, 16), (5, 19)):
+            painter = Painter(client, tmp_path, image, "tube_ras", f"until {last}")
+            painter.segments = {"liver": np.zeros(SHAPE, bool), "spleen": spleen.copy()}
+            painter.segments["spleen"][:, :, 12] = BODY[:, :, 12]
+            painter.update("spleen", first_slice=first, last_slice=last)
+            assert slices(painter.segments["spleen"])[0] >= first
+            assert slices(painter.segments["spleen"])[-1] == last
+
     def test_a_map_of_one_structure_needs_no_names(self, client: TestClient, painter: Painter, tmp_path: Path) -> None:
         path = tmp_path / "one.nii.gz"
         write_volume(stored((3 * (BODY & (Z == 12))).astype(np.uint8), painter.image.affine), path)

@@ -48,9 +48,15 @@ class TestPlan:
             (5, [6, 7], False),
         ]
 
+    def test_nothing_goes_beyond_the_region_of_interest(self) -> None:
+        ends = [Mark(2, 0, present=False, is_end=True), Mark(12, 0), Mark(28, 0, present=False, is_end=True)]
+        runs = plan(1, ends, 10, 16)
+        assert [list(run.slices) for run in runs] == [[11, 10], [13, 14, 15]]
+        assert all(run.to_end for run in runs)
+
     def test_up_to_where_it_ends_an_object_is_there(self) -> None:
-        runs = plan(1, [Mark(5, 0), Mark(8, 0, present=False, end=True)], 0, 20)
-        assert [(list(run.slices), run.bounded, run.ends) for run in runs] == [
+        runs = plan(1, [Mark(5, 0), Mark(8, 0, present=False, is_end=True)], 0, 20)
+        assert [(list(run.slices), run.bounded, run.to_end) for run in runs] == [
             ([4, 3, 2, 1, 0], False, False),
             ([6, 7], True, True),
         ]

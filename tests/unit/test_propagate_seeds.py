@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from polycl.errors import InputError, NotFoundError
-from polycl.propagate.seeds import Seed, box_of, check_seeds, from_labels, union, with_ends
+from polycl.propagate.seeds import Found, Seed, bounded, box_of, check_seeds, from_labels, union, with_ends
 from polycl.volume import Volume
 
 pytestmark = pytest.mark.unit
@@ -143,17 +143,39 @@ class TestSeed:
     def test_an_object_may_begin_and_end_on_known_slices(self) -> None:
         image, seed = volume(labels()), Seed(np.ones((20, 16), bool))
         assert sorted(with_ends({4: seed}, image, 2, 6)) == [1, 4, 7]
-        assert [one.end for _, one in sorted(with_ends({4: seed}, image, 2, None).items())] == [True, False]
+        assert [one.is_end for _, one in sorted(with_ends({4: seed}, image, 2, None).items())] == [True, False]
         assert list(with_ends({4: seed}, image, 0, 8)) == [4], "the image ends there"
-        flipped = Volume(image.voxels.transpose(2, 0, 1), image.affine[:, [2, 0, 1, 3]])
-        assert sorted(with_ends({4: seed}, flipped, 2, 6)) == [1, 4, 7]
+        turned = Volume(image.voxels.transpose(2, 0, 1), image.affine[:, [2, 0, 1, 3]])
+        assert sorted(with_ends({4: seed}, turned, 2, 6)) == [1, 4, 7]
+        again = with_ends(with_ends({4: seed}, image, 3, 5), image, 2, None)
+        assert sorted(again) == [1, 4], "what was said before is replaced"
+
+    def test_seeds_that_nobody_drew_give_way_to_ends(self) -> None:
+        image, seed, empty = volume(labels()), Seed(np.ones((20, 16), bool)), Seed(np.zeros((20, 16), bool))
+        seeds = {1: empty, 2: seed, 4: seed, 5: empty}
+        assert sorted(with_ends(seeds, image, 3, 6, kept=(1, 2, 5))) == [1, 2, 4, 7]
+        assert not with_ends(seeds, image, 3, 6, kept=(1, 2, 5))[2].present
+        with pytest.raises(InputError, match="slice 2 is annotated, and the object is said to be on slices 3 to 6"):
+            with_ends(seeds, image, 3, 6, kept=(5,))
+        with pytest.raises(InputError, match="slice 5 is empty, and the object is said to be on slices 2 to 6"):
+            with_ends(seeds, image, 2, 6)
+        assert with_ends(seeds, image, None, None) == seeds
+
+    def test_what_was_painted_on_other_planes_ends_there_too(self) -> None:
+        painted = np.zeros((20, 16, 9), bool)
+        painted[8, 4:9, 1:8] = True
+        found = Found({1: {4: Seed(np.ones((20, 16), bool))}}, {1: painted}, ("a note",))
+        ended = bounded(found, 1, volume(labels()), 3, 5)
+        assert np.flatnonzero(ended.painted[1].any(axis=(0, 1))).tolist() == [3, 4, 5]
+        assert (sorted(ended.seeds[1]), ended.notes) == ([2, 4, 6], ("a note",))
+        assert painted.any(axis=(0, 1)).sum() == 7, "the painting itself is not touched"
 
     @pytest.mark.parametrize(("first", "last"), [(5, 8), (0, 3), (None, 3), (6, 5), (-1, 5), (2, 9)])
     def test_ends_that_cannot_be_are_refused(self, first: int | None, last: int) -> None:
         with pytest.raises(InputError, match="on slices"):
             with_ends({4: Seed(np.ones((20, 16), bool))}, volume(labels()), first, last)
         with pytest.raises(InputError, match="ends on a slice that shows nothing"):
-            Seed(np.ones((20, 16), bool), end=True)
+            Seed(np.ones((20, 16), bool), is_end=True)
 
     def test_boxes(self) -> None:
         mask = np.zeros((6, 5), bool)

@@ -190,6 +190,9 @@ class TestSeveralSeeds:
         told = [recall.there for step in engine.steps for recall in step]
         assert told == [True] * (8 + 15), "the runs go on to the ends, and are told of the object on each slice"
         assert len(engine.prompts) == 1, "where it ends there is nothing to remember"
+        session.put(1, with_ends({20: Seed(BODY[:, :, 20])}, image, 14, 25))
+        found = session.run().voxels == 1
+        assert list(np.flatnonzero(found.any(axis=(0, 1)))) == list(range(14, 26)), "new ends take their place"
 
     @pytest.mark.parametrize(
         ("other", "x", "between"), [(20, 30, True), (28, 30, False), (20, 46, False)], ids=["near", "far", "elsewhere"]

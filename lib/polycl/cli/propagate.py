@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from polycl.volume import Volume
 
 DEFAULT_MODEL = "polycl-sam2-ct"
+DIGITS = 9
+"""Of the index of a slice, at most."""
 
 Label = Annotated[
     list[str] | None,
@@ -117,7 +118,7 @@ def propagate(
     if as_json:
         stages = ("read", "load", "propagate", "write")
         seconds = {stage: round(b - a, 3) for stage, a, b in zip(stages, clock[:-1], clock[1:], strict=True)}
-        counts = {name: sum(not one.end for one in found.seeds[index].values()) for name, index in named.items()}
+        counts = {name: sum(not one.is_end for one in found.seeds[index].values()) for name, index in named.items()}
         known = [(name, one) for name, index in named.items() if (one := session.recognised.get(index)) is not None]
         done = {"output": str(output), "model": engine.name, "labels": named, "seed_slices": counts}
         done["recognised"] = {name: {"by": one.guide, "as": one.label} for name, one in known}
@@ -147,31 +148,33 @@ def _seeds(
 
 def _bounded(found: Found, names: Mapping[int, str], given: list[str], volume: Volume) -> Found:
     """The seeds, with where `--ends` says that labels begin and end; InputError or NotFoundError for what is wrong."""
-    from polycl.propagate.seeds import with_ends
+    from polycl.propagate.seeds import bounded
 
-    seeds = dict(found.seeds)
+    done: set[int] = set()
     for text in given:
         label, equals, span = text.rpartition("=")
         first, colon, last = span.partition(":")
         if not colon or not (first or last):
             raise InputError(f"--ends {text!r} must be FIRST:LAST or LABEL=FIRST:LAST; one of the two may be left out")
-        index = _labelled(label if equals else None, sorted(seeds), names)
+        index = _labelled(label if equals else None, sorted(found.seeds), names)
         low, high = (_axial(one, volume, "--ends") if one else None for one in (first, last))
-        if _through(volume)[1] < 0:
-            low, high = high, low
-        seeds[index] = with_ends(seeds[index], volume, low, high)
-    return replace(found, seeds=seeds)
+        if first and last and int(first) > int(last):
+            raise InputError(f"--ends {text!r}: the first slice comes after the last")
+        if index in done:
+            raise InputError(f"--ends {text!r}: where {_name(index, names)} begins and ends was said already")
+        done.add(index)
+        bounds = (high, low) if _through(volume)[1] < 0 else (low, high)
+        found = bounded(found, index, volume, *bounds)
+    return found
 
 
 def _labelled(text: str | None, ids: list[int], names: Mapping[int, str]) -> int:
-    """The id that `text` names or is, of those that have seeds; the only one without `text`."""
-    known = {_name(index, names): index for index in ids} | {str(index): index for index in ids}
-    if text is None and len(ids) == 1:
-        return ids[0]
-    if text not in known:
-        there = ", ".join(_name(index, names) for index in ids)
-        raise NotFoundError(f"--ends: say which label begins and ends there, as LABEL=FIRST:LAST; there are {there}")
-    return known[text]
+    """The id that `text` names or is, of those that have seeds; without `text` the only one. InputError if unclear."""
+    meant = [index for index in ids if text in (None, str(index), _name(index, names))]
+    if len(meant) != 1:
+        there = ", ".join(f"{index} ({_name(index, names)})" for index in ids)
+        raise InputError(f"--ends: say which label begins and ends there, as LABEL=FIRST:LAST; there are {there}")
+    return meant[0]
 
 
 def _name(index: int, names: Mapping[int, str]) -> str:
@@ -237,7 +240,8 @@ def _axial(text: str, volume: Volume, option: str) -> int:
     from polycl.volume import to_canonical_index
 
     axis, _ = _through(volume)
-    if not (text.isascii() and text.isdigit()) or int(text) >= volume.shape[axis]:
+    digits = text.isascii() and text.isdigit() and len(text) <= DIGITS
+    if not digits or int(text) >= volume.shape[axis]:
         raise InputError(f"{option} {text}: the axial slices of the image are 0 to {volume.shape[axis] - 1}")
     own = np.zeros(3, dtype=int)
     own[axis] = int(text)

@@ -28,7 +28,7 @@ OPEN_MINUTES = 1.0
 OUTLINE_MINUTES = 1.0
 """To outline one structure on one slice."""
 CHECK_MINUTES = 1.0
-"""To wait for a propagation, and to look through what it found; it is taken as it is."""
+"""To wait for a propagation, and to look through what it found; nothing is mended."""
 END_MINUTES = 0.5
 """To say where one structure begins and ends."""
 BELIEVED = 0.5
@@ -40,7 +40,8 @@ WRONG = 0.5
 Ends = Mapping[int, tuple[int, int]]
 """First and last slice of structures, by id."""
 Fill = Callable[[str, int, Ends], NDArray[np.uint8]]
-"""Fills a case from the reference on one of its slices: ids [X, Y, Z]. Structures begin and end as said, if it is."""
+"""Fills a case from the reference on one of its slices: ids [X, Y, Z]. Without ends nothing is known of where
+structures begin and end."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +136,16 @@ class Knowledge:
         elif self.reveal == "volumes":
             chosen, outlined = all_, [one for one in all_ if one.classes.any()]
         elif self.reveal == "propagated":
-            z, checked = _nearest(pool.holding[pick.image], pick.slice), 1
+            z = _nearest(pool.holding[pick.image], pick.slice)
             outlined = [all_[z]]
             chosen = _filled(all_, z, pool.images[pick.image].spacing[2], fill)
         else:
-            z, checked = _widest(all_), 1
+            z = _widest(all_)
             outlined = [all_[z]]
             bounded = len(_structures(all_[z]))
             chosen = _filled_between(all_, z, fill)
+        if self.reveal in ("propagated", "checked"):
+            checked = int(outlined[0].classes.any())
         self.slices += chosen
         self.numbers.setdefault(pick.image, set()).update(one.index for one in chosen)
         outlines = sum(len(_structures(one)) for one in outlined)

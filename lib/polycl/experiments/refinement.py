@@ -61,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one pass": {"passes": 1},
     "three passes": {"passes": 3},
     "at rest from 0.95 on": {"at_rest": 0.95},
-    "never at rest": {"at_rest": 1.0},
+    "at rest if the same": {"at_rest": 1.0},
     "three answers again": {"asks_again": ["box", "box+mask", "box+point+mask"]},
     "slice by slice": {"through_plane": 0.0},
     "through-plane 1.5 mm": {"through_plane": 1.5},

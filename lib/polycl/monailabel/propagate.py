@@ -28,7 +28,7 @@ from polycl.propagate.clicked import corrected, from_click
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.painted import OBJECT
 from polycl.propagate.parameters import PropagateParameters
-from polycl.propagate.seeds import Found
+from polycl.propagate.seeds import Found, Seed, bounded
 from polycl.propagate.session import Roi
 from polycl.volume import Volume
 from polycl.window import HEADER, WINDOWS, window_from
@@ -136,11 +136,16 @@ class PropagateClicksTask(PropagateTask):
             clicked = from_click(clicks.click, image)
             seeds = clicked.seeds
             with self._session(running, image) as session:
-                carry_seeds = partial(self._shared.carry, session, asked.choices, engine, running)
-                found = carry_seeds(Found({OBJECT: seeds}, {}))
+
+                def carried(seeds: Mapping[int, Seed]) -> Volume:
+                    bounds = asked.choices.first, asked.choices.last
+                    found = bounded(Found({OBJECT: dict(seeds)}, {}), OBJECT, image, *bounds)
+                    return self._shared.carry(session, asked.choices, engine, running, found)
+
+                found = carried(seeds)
                 if more := corrected(found, clicked.outside):
                     seeds = seeds | more
-                    found = carry_seeds(Found({OBJECT: seeds}, {}))
+                    found = carried(seeds)
                 known = told_of(session)
             return Answer(found, {"seed_slices": sorted(seeds), "recognised": known, "notes": []})
 
@@ -172,7 +177,9 @@ class PropagatePaintedTask(PropagateTask):
                 segmented = self._runtime.segmentations.shown(running.owner, image, asked.label)
                 saved = partial(saved_whole, request, asked.label, image, settings.max_voxels)
                 meant = session.history.seeds(painted, image, segmented, saved)
-                result = self._shared.carry(session, asked.choices, engine, running, meant.found, limits)
+                bounds = asked.choices.first, asked.choices.last
+                said = bounded(meant.found, OBJECT, image, *bounds, meant.kept)
+                result = self._shared.carry(session, asked.choices, engine, running, said, limits)
                 session.history.replied(painted, meant, result.canonical().voxels == OBJECT)
                 known = told_of(session)
             notes = [note.replace(f"label {OBJECT}", asked.label) for note in meant.found.notes]
@@ -230,7 +237,7 @@ def _size(value: object) -> int | None:
 def _slice(request: Mapping[str, Any], key: str) -> int | None:
     """An axial slice in the request, counted from the feet; None for `UNKNOWN`."""
     value = request.get(key)
-    if value is None or value == UNKNOWN:
+    if value in (None, "", UNKNOWN):
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{key} {value!r} is no slice: give its number from the feet, from 0 on, or {UNKNOWN}")

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from polycl import devices
 from polycl.errors import InputError, ModelError, NotFoundError
@@ -20,9 +20,9 @@ from polycl.monailabel.propagators import Propagators
 from polycl.monailabel.work import Running, Work
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.guides import SegmenterGuide
-from polycl.propagate.painted import OBJECT, History
+from polycl.propagate.painted import History
 from polycl.propagate.parameters import PropagateParameters
-from polycl.propagate.seeds import Found, with_ends
+from polycl.propagate.seeds import Found
 from polycl.propagate.session import Propagation, Roi
 from polycl.sam import EmbeddingCache, content_hash
 from polycl.volume import Volume
@@ -142,8 +142,7 @@ class Propagations:
         try:
             with _held(self.runtime.device_lock(device), check):
                 propagation = self._propagation(session, choices, engine, roi)
-                seeds = with_ends(found.seeds[OBJECT], session.image, choices.first, choices.last)
-                propagation.replace(replace(found, seeds={OBJECT: seeds}))
+                propagation.replace(found)
                 return propagation.run(step)
         except MemoryError:
             session.propagation = None

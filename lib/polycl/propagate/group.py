@@ -24,7 +24,7 @@ from polycl.propagate.tissue import Tissue
 TRIED_ON = 3
 """Annotated slices on which it is tried how outlines follow the CT."""
 APART = 2.0
-"""Diameters of the larger of two seeds: so far apart, at most, they are of one object for certain."""
+"""Diameters of the larger of two seeds: so far apart, at most, they are taken to be of one object."""
 
 
 class Group:
@@ -194,7 +194,7 @@ class Group:
             ending,
             tracked[run.start].logits.half().cpu(),
             memories,
-            run.ends or self._is_between(run),
+            run.to_end or self._is_between(run),
             self._say(run.label, run.marks),
             tissue,
         )
@@ -206,10 +206,11 @@ class Group:
         """
         if run.other is None or not run.other.present:
             return False
-        start, other = (self._mask(run.label, mark) for mark in (run.start, run.other))
-        diameter = 2 * np.sqrt(max(start.sum(), other.sum()) / np.pi) * self._pixel
-        apart = abs(run.other.z - run.start.z) * self.scene.volume.spacing[2]
-        return apart <= APART * diameter and one_object(start, other, self.scene.how.overlap, self._reach)
+        ordered = sorted((run.start, run.other), key=lambda mark: mark.z)  # the same for both directions
+        low, high = (self._mask(run.label, mark) for mark in ordered)
+        diameter = 2 * np.sqrt(max(low.sum(), high.sum()) / np.pi) * self._pixel
+        apart = (ordered[1].z - ordered[0].z) * self.scene.volume.spacing[2]
+        return apart <= APART * diameter and one_object(low, high, self.scene.how.overlap, self._reach)
 
     def _say(self, label: int, marks: Sequence[Mark]) -> Say | None:
         """How a segmenter is heard about a label, by how well it agrees with these seeds of it."""
@@ -231,7 +232,7 @@ class Group:
         waiting: dict[int, list[tuple[int, Mark]]] = {}
         for label, seeds in self.seeds.items():
             for mark in seeds:
-                if not mark.end and (label, mark) not in self._prompted:
+                if not mark.is_end and (label, mark) not in self._prompted:
                     waiting.setdefault(mark.z, []).append((label, mark))
         slices = sorted(waiting)
         for z in slices:

@@ -23,13 +23,13 @@ class Mark:
         z: its slice.
         version: another number for another seed on the same slice.
         present: whether the object is there at all; a slice that the user emptied is a seed too.
-        end: whether the object, which is not there, is known to be on all slices up to this one.
+        is_end: whether the object, which is not there, is known to be on all slices up to this one.
     """
 
     z: int
     version: int
     present: bool = True
-    end: bool = False
+    is_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ class Run:
     @property
     def marks(self) -> tuple[Mark, ...]:
         """The seeds that it remembers; where the object ends there is nothing to remember."""
-        return (self.start,) if self.other is None or self.other.end else (self.start, self.other)
+        return (self.start,) if self.other is None or self.other.is_end else (self.start, self.other)
 
     @property
     def bounded(self) -> bool:
         """Whether the object is known to go on to where the run ends: it stops nowhere before."""
-        return self.other is not None and (self.other.present or self.other.end)
+        return self.other is not None and (self.other.present or self.other.is_end)
 
     @property
-    def ends(self) -> bool:
+    def to_end(self) -> bool:
         """Whether the object is known to be on all slices of the run, and to end where that ends."""
-        return self.other is not None and self.other.end
+        return self.other is not None and self.other.is_end
 
 
 def plan(label: int, marks: Sequence[Mark], low: int, high: int, *, meet: float = 1.0) -> list[Run]:
@@ -91,9 +91,9 @@ def plan(label: int, marks: Sequence[Mark], low: int, high: int, *, meet: float 
         both = before.present and after.present
         reach = math.ceil(max(0.5, meet) * between) if both else between
         if before.present:
-            runs.append(Run(label, before, after, 1, before.z + reach + 1))
+            runs.append(Run(label, before, after, 1, min(before.z + reach + 1, high)))
         if after.present:
-            runs.append(Run(label, after, before, -1, after.z - reach - 1))
+            runs.append(Run(label, after, before, -1, max(after.z - reach - 1, low - 1)))
     runs += _outward(label, ordered[-1], 1, high)
     return [run for run in runs if len(run.slices)]
 

@@ -5,8 +5,8 @@ Propagation goes along the third canonical axis, through axial slices. All indic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -34,14 +34,14 @@ class Seed:
         points: [N, 2], (x, y).
         labels: [N], 1 in the object and 0 outside it.
         box: x0, x1, y0, y1, the ends left out.
-        end: of an empty mask, that the object ends here: it is on all slices from the next seed up to this one.
+        is_end: of an empty mask, that the object ends here: it is on all slices from the next seed up to this one.
     """
 
     mask: NDArray[np.bool_] | None = None
     points: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     box: Box | None = None
-    end: bool = False
+    is_end: bool = False
 
     def __post_init__(self) -> None:
         points = np.asarray(self.points, dtype=np.float64).reshape(-1, 2)
@@ -51,7 +51,7 @@ class Seed:
         prompted = len(points) > 0 or self.box is not None
         if (self.mask is None) != prompted:
             raise InputError("a seed is a mask, or else points, a box, or both")
-        if self.end and (self.mask is None or self.mask.any()):
+        if self.is_end and (self.mask is None or self.mask.any()):
             raise InputError("an object ends on a slice that shows nothing of it: the mask there is empty")
         if self.box is None and len(points) and not labels.any():
             raise InputError("at least one point must be in the object")
@@ -74,7 +74,7 @@ class Seed:
 
     def same(self, other: Seed) -> bool:
         """Whether both say the same."""
-        if (self.mask is None) != (other.mask is None) or (self.box, self.end) != (other.box, other.end):
+        if (self.mask is None) != (other.mask is None) or (self.box, self.is_end) != (other.box, other.is_end):
             return False
         if self.mask is not None and other.mask is not None:
             return bool(np.array_equal(self.mask, other.mask))
@@ -139,24 +139,55 @@ def from_labels(labels: Volume, ids: Sequence[int] | None = None, choice: Choice
     return Found(seeds, painted, tuple(notes))
 
 
-def with_ends(seeds: Mapping[int, Seed], volume: Volume, first: int | None, last: int | None) -> dict[int, Seed]:
+def with_ends(
+    seeds: Mapping[int, Seed], volume: Volume, first: int | None, last: int | None, kept: Collection[int] = ()
+) -> dict[int, Seed]:
     """`seeds` of an object that is on the canonical axial slices `first` to `last` and on no other.
 
-    `volume` may have any axis order; None stands for an end that is not known. Raises InputError for slices that the
-    volume has not, for a first slice after the last, and for a seed that shows the object beyond.
+    Args:
+        seeds: by canonical slice; ends among them are replaced.
+        volume: any axis order.
+        first, last: None for an end that is not known.
+        kept: slices whose seeds nobody drew: where they say otherwise they are left out.
+
+    Raises InputError for slices that the volume has not, for a first slice after the last, for a seed that shows the
+    object beyond, and for one that shows nothing between.
     """
+    if first is None and last is None:
+        return dict(seeds)
     width, height, depth = volume.canonical().shape
     low, high = 0 if first is None else first, depth - 1 if last is None else last
     if not 0 <= low <= high < depth:
-        raise InputError(f"an object cannot be on slices {low} to {high}; there are slices 0 to {depth - 1}")
-    if beyond := [z for z, seed in seeds.items() if seed.present and not low <= z <= high]:
         raise InputError(
-            f"slice {beyond[0]} is annotated, and the object is said to be on slices {low} to {high} only, counted "
-            "from the feet"
+            f"an object cannot be on slices {low} to {high}, counted from the feet; there are slices 0 to {depth - 1}"
         )
+    said = {}
+    for z, seed in seeds.items():
+        fits = seed.present == (low <= z <= high)
+        if not (fits or seed.is_end or z in kept):
+            shown = "annotated" if seed.present else "empty"
+            raise InputError(
+                f"slice {z} is {shown}, and the object is said to be on slices {low} to {high} and no other, counted "
+                "from the feet"
+            )
+        if fits and not seed.is_end:
+            said[z] = seed
     nothing = np.zeros((width, height), dtype=bool)
     ends = [z for z, known in ((low - 1, first), (high + 1, last)) if known is not None and 0 <= z < depth]
-    return {**seeds, **{z: Seed(nothing, end=True) for z in ends}}
+    return said | {z: Seed(nothing, is_end=True) for z in ends}
+
+
+def bounded(
+    found: Found, label: int, volume: Volume, first: int | None, last: int | None, kept: Collection[int] = ()
+) -> Found:
+    """`found` where `label` is on the slices `first` to `last` and on no other; see `with_ends`."""
+    painted = dict(found.painted)
+    if label in painted:
+        painted[label] = painted[label].copy()
+        painted[label][:, :, : first or 0] = False
+        painted[label][:, :, painted[label].shape[2] if last is None else last + 1 :] = False
+    seeds = with_ends(found.seeds[label], volume, first, last, kept)
+    return replace(found, seeds={**found.seeds, label: seeds}, painted=painted)
 
 
 def box_of(mask: NDArray[np.bool_]) -> Box | None:

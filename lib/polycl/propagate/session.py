@@ -170,11 +170,14 @@ class Propagation:
         boxes = {label: self._extent(each) for label, each in seeds.items()}
         for label in sorted(seeds, key=lambda one: -self._longest(boxes[one])):
             group = self._group(label, boxes[label])
+            if any(seed.is_end for seed in seeds[label].values()):
+                for mark in [mark for mark in group.seeds.get(label, {}) if mark.is_end and mark.z not in seeds[label]]:
+                    group.remove(label, mark.z)
             for z, seed in seeds[label].items():
                 before = next((old for mark, old in group.seeds.get(label, {}).items() if mark.z == z), None)
                 if before is None or not before.same(seed):
                     self._version += 1
-                    group.put(label, Mark(z, self._version, seed.present, seed.end), seed)
+                    group.put(label, Mark(z, self._version, seed.present, seed.is_end), seed)
 
     def _group(self, label: int, box: Box | None) -> Group:
         """The group of `label`: its own, one that is near and of its scale, or a new one."""

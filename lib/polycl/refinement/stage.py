@@ -134,13 +134,14 @@ class _Label:
         odds: dict[int, Odds] = {}
         asked = coarse
         for remaining in range(self.how.passes - 1, -1, -1):
-            for z, found in tally(coarse, asked, accepted, (*self.spacing, self.work.between), hold, self.how):
+            spacing = (*self.spacing, self.work.between)
+            for z, found in tally(coarse, asked, accepted, spacing, hold, self.how) if accepted else ():
                 odds[z] = found
                 to_image(self.mask[:, :, z])[self.region] = found > 0
             if remaining:
                 now = self._masks()
-                moved = {z for z in accepted if self._moved(asked[z], now.get(z))}
-                accepted = {z: some for z, some in accepted.items() if z not in moved}
+                moved = {z for z in accepted if z in now and (dice(asked[z], now[z]) or 0.0) < self.how.at_rest}
+                accepted = {z: some for z, some in accepted.items() if z in now and z not in moved}
                 accepted |= self._again(pictures, moved, step)
                 asked = {z: now[z] if z in moved else mask for z, mask in asked.items() if z in now}
         return {z: Claim(self.label, self.region, coarse[z], one) for z, one in odds.items()}
@@ -185,10 +186,6 @@ class _Label:
             accepted |= self._together(some, moved)
             step(len(some))
         return accepted
-
-    def _moved(self, before: NDArray[np.bool_], after: NDArray[np.bool_] | None) -> bool:
-        """Whether the label on a slice became another by SAM's answers; None for one that is gone."""
-        return after is None or (dice(before, after) or 0.0) < self.how.at_rest
 
     def _settled(self, accepted: list[Accepted]) -> bool:
         return all(new.agreement >= self.how.settled for new in accepted)
