@@ -342,6 +342,17 @@ def test_strategies_end_when_all_volumes_are_labelled(small: Task, tmp_path: Pat
     assert slices[0] < slices[1] == slices[2] == sum(int(one.sum()) for one in one.pool.holding.values())
 
 
+@pytest.mark.slow
+def test_checked_volumes_are_learned_from(small: Task, tmp_path: Path) -> None:
+    plan = replace(PLAN, reveal="checked")
+    parts = tmp_path / "rows.jsonl", tmp_path / "cache", devices.choose("cpu", "fp32"), FakeSam2()
+    one = Annotation(small, plan, *parts)
+    found = [one.run(each) for each in rounds([ALL, "random"], 1, 2)]
+    assert [row["slices"] for row in found[1:]] == [2, 3], "one slice of each of three images"
+    assert found[2]["minutes"] > found[1]["minutes"]
+    assert list((tmp_path / "cache" / "filled").rglob("*-bounded.npz"))
+
+
 def test_the_command(run: Any, tmp_path: Path) -> None:
     code, _, err = run("experiment", "annotation", "knee", "--data", tmp_path)
     assert (code, "headneck, liver" in err) == (1, True)
