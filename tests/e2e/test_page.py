@@ -240,7 +240,7 @@ def test_what_to_label_next(site: Site, browser: Browser) -> None:
     assert told
     assert int(told[1]) + int(told[2]) == 25, "OHIF counts from the head"
     for image in queue.get_by_role("img").all():
-        image.scroll_into_view_if_needed()
+        image.evaluate("node => node.scrollIntoView()")  # the list is drawn anew now and then
         expect(image).to_have_js_property("complete", True, timeout=SLOW_MS)
         assert image.evaluate("node => node.naturalWidth") > 0
     queue.get_by_text("1 image left out").click()
