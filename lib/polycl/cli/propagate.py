@@ -147,7 +147,7 @@ def _seeds(
 
 
 def _bounded(found: Found, names: Mapping[int, str], given: list[str], volume: Volume) -> Found:
-    """The seeds, with where `--ends` says that labels begin and end; InputError or NotFoundError for what is wrong."""
+    """The seeds, with where `--ends` says that labels begin and end; InputError for what cannot be."""
     from polycl.propagate.seeds import bounded
 
     done: set[int] = set()
