@@ -169,6 +169,9 @@ class Sam2Engine:
     @contextmanager
     def _told_there(self, recalls: Sequence[Recall]) -> Iterator[None]:
         """The mask decoder says that objects known to be there are there: else the package takes their masks away."""
+        if not any(one.there for one in recalls):
+            yield
+            return
         there = torch.tensor([[one.there] for one in recalls], device=self.where.device)
 
         def say(module: Any, args: Any, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
