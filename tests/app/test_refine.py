@@ -12,8 +12,10 @@ from starlette.testclient import TestClient
 
 import fake_sam
 from fake_sam import FakeSam
+from polycl.propagate.loading import follower
 from polycl.refinement import RefineParameters, refine
 from polycl.segmenter import Segmenter
+from polycl.settings import Settings
 from polycl.volume import Volume, read_volume, write_volume
 
 pytestmark = [pytest.mark.app, pytest.mark.usefixtures("sam")]
@@ -63,7 +65,9 @@ def test_a_segmentation_is_refined_where_asked(client: TestClient, segmenter: Se
     params, mask = reply(infer(client, "tiny", refine=fake_sam.NAME, refine_parameters=EASY))
     image = read_volume(studies / "oblique.nii.gz")
     segmented = segmenter.segment(image)
-    expected, report = refine(image, segmented, FakeSam(), None, RefineParameters(**EASY))
+    expected, report = refine(
+        image, segmented, FakeSam(), None, RefineParameters(**EASY), follower=follower(Settings())
+    )
     np.testing.assert_array_equal(mask, expected.voxels)
     assert (mask != segmented.voxels).any()
     assert params["refined"] is True
@@ -99,7 +103,7 @@ def test_the_choice_is_offered_to_clients(client: TestClient) -> None:
 def test_a_stored_label_by_tag(client: TestClient, coarse: Volume, studies: Path, tmp_path: Path) -> None:
     save(client, coarse, tmp_path / "label.nii.gz", "final")
     image = read_volume(studies / "oblique.nii.gz")
-    expected, _ = refine(image, coarse, FakeSam(), None, RefineParameters(**EASY))
+    expected, _ = refine(image, coarse, FakeSam(), None, RefineParameters(**EASY), follower=follower(Settings()))
     for tag in ({}, {"label_tag": "final"}):
         params, mask = reply(infer(client, "refine", refine_parameters=EASY, **tag))
         np.testing.assert_array_equal(mask, expected.voxels)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from polycl.errors import ModelError
 from polycl.phantom import make_phantom
+from polycl.propagate.loading import follower
 from polycl.refinement import RefineParameters, refine
 from polycl.sam import Embedding, Masks, Prompts
 from polycl.segmenter import Segmenter
@@ -143,7 +144,10 @@ def test_segment_refines_where_asked(run: Run, files: tuple[Path, Path, Path], t
     code, text, _ = run("segment", image, "-o", out, "--model", "tiny", "--refine", "mobile-sam", "--json", *EASY)
     assert code == 0
     report = json.loads(text)
-    expected, _ = refine(read_volume(image), segmented(tiny_checkpoint, read_volume(image)), Boxes(), None, HOW)
+    whole = follower(Settings(device="cpu", precision="fp32"))
+    coarse_mask = segmented(tiny_checkpoint, read_volume(image))
+    expected, done = refine(read_volume(image), coarse_mask, Boxes(), None, HOW, follower=whole)
+    assert report["refinement"]["followed"] == done.followed > 0
     np.testing.assert_array_equal(read_volume(out, kind="label").voxels, expected.voxels)
     assert report["refined"] is True
     assert report["refinement"]["slices"] > 0

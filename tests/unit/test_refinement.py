@@ -195,7 +195,9 @@ def test_only_what_a_pass_moved_is_asked_about_again() -> None:
     coarse[:20, :, 3] = np.roll(coarse[:20, :, 3], 9, axis=0)  # wrapped around: two pieces, not trusted
     coarse[:6, :, 5:7] = 0  # a strip is missing, which SAM fills in
     engine = Threshold()
-    _, report = refine(image, Volume(coarse, AFFINE), engine, None, like(stride=1, passes=2, through_plane=0))
+    _, report = refine(
+        image, Volume(coarse, AFFINE), engine, None, like(stride=1, passes=2, through_plane=0, at_rest=0.98)
+    )
     assert (report.accepted, report.kept, len(engine.prompts)) == (6, 2, 8 + 2)
     engine = Threshold()
     how = like(stride=1, passes=2, through_plane=0, at_rest=1.0)

@@ -44,12 +44,14 @@ def refinement(
     from polycl import devices
     from polycl.experiments.coarse import organ as find_organ
     from polycl.experiments.refinement import Study
+    from polycl.propagate.loading import follower
     from polycl.sam import load_engine
 
     where = devices.choose(settings.device, settings.precision)
     results = output / f"refinement-{organ}.jsonl"
     cache = settings.cache / "experiments" / "refinement"
-    study = Study(find_organ(organ, data), load_engine(model, settings), results, cache, where, steps=steps)
+    engine, whole = load_engine(model, settings), follower(settings)
+    study = Study(find_organ(organ, data), engine, results, cache, where, follower=whole, steps=steps)
     study.ship(settings)
     wanted = [*_sweep(study, sweep or [10, 25], seeds, variant, patients)]
     wanted += _gain(study, budget or [10, 25, 50, 100], seeds, patients)

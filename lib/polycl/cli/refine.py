@@ -44,8 +44,8 @@ def refine(
     volume = options.read_image(image, settings, series, any_values)
     coarse = options.read_labels(mask, volume, settings)
     _check_labels(coarse, label)
-    engine = load(model, settings)
-    result, report = run(volume, coarse, engine, how, label)
+    engine, follower = load(model, settings)
+    result, report = run(volume, coarse, engine, how, label, follower)
     write_volume(result, output)
     if as_json:
         options.print_json({"output": str(output), "model": engine.name, "refined": True, "refinement": report})
@@ -77,24 +77,35 @@ def parameters(window: str | None, given: list[str] | None = None) -> RefinePara
     return RefineParameters(**values)
 
 
-def load(name: str | None, settings: Settings) -> Any:
-    """The SAM engine called `name`, or the one at hand; ModelError where weights are missing."""
+def load(name: str | None, settings: Settings) -> tuple[Any, Any]:
+    """The SAM engine called `name`, or the one at hand, and the SAM 2 that follows, if there is one.
+
+    ModelError where weights are missing.
+    """
+    from polycl.propagate.loading import follower
     from polycl.sam import default_engine, load_engine
 
     name = name or default_engine(settings)
     if name is None:
         raise ModelError("there are no weights of a SAM model; `polycl models fetch mobile-sam` gets some")
-    return load_engine(name, settings)
+    return load_engine(name, settings), follower(settings)
 
 
 def run(
-    volume: Volume, coarse: Volume, engine: Any, how: RefineParameters, labels: list[int] | None = None
+    volume: Volume,
+    coarse: Volume,
+    engine: Any,
+    how: RefineParameters,
+    labels: list[int] | None = None,
+    follower: Any = None,
 ) -> tuple[Volume, dict[str, Any]]:
     """The refined label map and the report, with a bar while it goes on."""
     from polycl.refinement import refine as refine_volume
 
     with options.progress("Refining slices") as report_progress:
-        result, report = refine_volume(volume, coarse, engine, None, how, report_progress, labels=labels or None)
+        result, report = refine_volume(
+            volume, coarse, engine, None, how, report_progress, labels=labels or None, follower=follower
+        )
     return result, report.as_dict()
 
 
@@ -102,7 +113,8 @@ def summary(report: dict[str, Any]) -> str:
     """One line about what a refinement did."""
     return (
         f"{report['accepted']} outlines refined, {report['kept'] + report['small']} kept, "
-        f"{report['encoded']} of {report['slices']} slices shown to SAM ({report['seconds']['total']:.1f} s)"
+        f"{report['encoded']} of {report['slices']} slices shown to SAM, {report['followed']} followed from slice to "
+        f"slice ({report['seconds']['total']:.1f} s)"
     )
 
 

@@ -93,9 +93,9 @@ def _refined(
 ) -> tuple[Volume, dict[str, Any]]:
     """The label map refined by the SAM model called `name`, or as it is, with a warning, without its weights."""
     try:
-        engine = refining.load(name, settings)
+        engine, follower = refining.load(name, settings)
     except ModelError as error:
         typer.echo(f"polycl: not refined: {' '.join(error.in_full().split())}", err=True)
         return coarse, {"refined": False, "reason": str(error)}
-    result, report = refining.run(volume, coarse, engine, how)
+    result, report = refining.run(volume, coarse, engine, how, follower=follower)
     return result, {"refined": True, "refinement": report}

@@ -23,6 +23,7 @@ from polycl.experiments.remembering import Remembering
 from polycl.experiments.tasks import Scored
 from polycl.metrics import compare
 from polycl.picture import draw_before_after
+from polycl.propagate.engine import VideoEngine
 from polycl.refinement import RefineParameters, RefineReport, refine
 from polycl.refinement.pieces import edge_distance, padded, pieces_of
 from polycl.sam import EmbeddingCache, Engine, to_image
@@ -42,6 +43,7 @@ WITHIN = "reference within reach"
 FREE = {
     "max_pixel": 1000.0,
     "passes": 1,
+    "follow": None,
     "through_plane": 0.0,
     "hold": 0.0,
     "min_depth": 0.0,
@@ -60,7 +62,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mean of three, no gate": FREE,
     "one pass": {"passes": 1},
     "three passes": {"passes": 3},
-    "at rest from 0.95 on": {"at_rest": 0.95},
+    "not followed": {"follow": None},
+    "not followed, one pass": {"follow": None, "passes": 1},
+    "followed with 0.05 for each mm": {"follow": 0.05},
+    "followed with 0.2 for each mm": {"follow": 0.2},
+    "at rest from 0.98 on": {"at_rest": 0.98},
     "at rest if the same": {"at_rest": 1.0},
     "three answers again": {"asks_again": ["box", "box+mask", "box+point+mask"]},
     "slice by slice": {"through_plane": 0.0},
@@ -115,8 +121,17 @@ class Study:
     """One organ: its few-label models and their masks, the engine, and the rows found so far."""
 
     def __init__(
-        self, organ: Organ, engine: Engine, results: Path, cache: Path, where: Device, *, steps: int = 400
+        self,
+        organ: Organ,
+        engine: Engine,
+        results: Path,
+        cache: Path,
+        where: Device,
+        *,
+        follower: VideoEngine | None = None,
+        steps: int = 400,
     ) -> None:
+        self.follower = follower
         self.organ, self.results, self.where, self.steps = organ, results, where, steps
         self.engine = Remembering(engine)
         self.shipped: Segmenter | None = None
@@ -175,7 +190,7 @@ class Study:
         if trial.variant == WITHIN:
             return within_reach(coarse, reference, how), RefineReport("none", "").as_dict()
         start = reference if trial.variant == CEILING else coarse
-        result, report = refine(image, start, self.engine, self._embeddings, how)
+        result, report = refine(image, start, self.engine, self._embeddings, how, follower=self.follower)
         keep_largest(result.voxels, self.organ.label, 1)
         return result, report.as_dict()
 

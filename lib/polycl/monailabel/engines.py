@@ -9,6 +9,9 @@ from typing import Any
 
 from polycl.catalogue import Catalogue
 from polycl.errors import ModelError
+from polycl.monailabel.propagators import Propagators
+from polycl.propagate.engine import VideoEngine
+from polycl.propagate.loading import DEFAULT
 from polycl.refinement import RefineParameters, refine
 from polycl.refinement.stage import Progress
 from polycl.sam import EmbeddingCache, Engine, check_engine, default_engine, load_engine
@@ -29,6 +32,7 @@ class Engines:
         self.settings = settings
         disk = settings.cache / "embeddings" if settings.embedding_disk else None
         self.cache = EmbeddingCache(settings.embedding_memory, disk, disk_capacity=settings.embedding_disk)
+        self.propagators = Propagators(settings)
         self._loaded: dict[str, Engine] = {}
         self._lock = threading.Lock()
 
@@ -53,6 +57,13 @@ class Engines:
                 self._loaded[name] = load_engine(name, self.settings)
             return self._loaded[name]
 
+    def follower(self) -> VideoEngine | None:
+        """What follows ragged labels through the plane: the SAM 2 that ships; None without its weights.
+
+        ModelError if they were altered.
+        """
+        return self.propagators.named(DEFAULT) if DEFAULT in self.propagators.names else None
+
     def check_name(self, name: str) -> None:
         """NotFoundError unless there is an engine called `name`, whether its weights are here or not."""
         check_engine(name, self.settings)
@@ -68,11 +79,11 @@ class Engines:
     ) -> tuple[Volume, dict[str, Any]]:
         """`mask` refined by the engine called `name`, and what the reply says; without weights as it is, and why."""
         try:
-            engine = self.named(name)
+            engine, follower = self.named(name), self.follower()
         except ModelError as error:
             return mask, {"refined": False, "reason": str(error)}
         try:
-            result, report = refine(image, mask, engine, self.cache, how, progress, labels=labels)
+            result, report = refine(image, mask, engine, self.cache, how, progress, labels=labels, follower=follower)
         except MemoryError:
             return mask, {"refined": False, "reason": "there was not enough memory to refine"}
         return result, {"refined": True, "refinement": report.as_dict()}

@@ -16,7 +16,6 @@ from polycl import devices
 from polycl.errors import InputError, ModelError, NotFoundError
 from polycl.monailabel.current import Loaded
 from polycl.monailabel.infer import Runtime, SegmentTask
-from polycl.monailabel.propagators import Propagators
 from polycl.monailabel.work import Running, Work
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.guides import SegmenterGuide
@@ -104,7 +103,7 @@ class Propagations:
 
     def __init__(self, runtime: Runtime, segmenters: Mapping[str, SegmentTask]) -> None:
         self.runtime, self.segmenters = runtime, segmenters
-        self.engines = Propagators(runtime.settings)
+        self.engines = runtime.engines.propagators
         self.sessions, self.work = Sessions(), Work()
         self._features = EmbeddingCache(runtime.settings.embedding_memory)
 

@@ -64,8 +64,16 @@ class RefineTask(InferTask):  # type: ignore[misc, unused-ignore]
         if not np.isin(coarse.voxels, ids).any():
             raise InputError("the label is empty: there is nothing to refine")
         read = time.perf_counter()
+        engines = self._runtime.engines
         result, report = refine(
-            image, coarse, engine, self._runtime.engines.cache, how, self._runtime.progress, labels=ids
+            image,
+            coarse,
+            engine,
+            engines.cache,
+            how,
+            self._runtime.progress,
+            labels=ids,
+            follower=engines.follower(),
         )
         file = self._runtime.write(result, wanted.extension, wanted.compress)
         self._runtime.ahead.opened(wanted.image, middle_slice(result))

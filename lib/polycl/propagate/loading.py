@@ -48,6 +48,12 @@ def at_hand(catalogue: Catalogue) -> list[str]:
     return sorted(ours, key=lambda name: name != DEFAULT) + published
 
 
+def follower(settings: Settings) -> Sam2Engine | None:
+    """The default network, where something is the better for it; None without its weights."""
+    here = DEFAULT in at_hand(Catalogue.default(settings))
+    return load_propagator(DEFAULT, settings) if here else None
+
+
 def find(name: str, catalogue: Catalogue) -> Entry | SamEntry:
     """The entry called `name`; NotFoundError names those there are, ModelError says what to do without the default."""
     if name in catalogue.engines():

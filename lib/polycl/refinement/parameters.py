@@ -51,7 +51,7 @@ class RefineParameters(Parameters):
         description="what it is told in later passes; a lone answer needs no consent",
     )
     at_rest: float = Field(
-        default=0.98,
+        default=0.95,
         ge=0,
         le=1,
         description="a slice that a pass left as it was, to this Dice, is not asked about again",
@@ -90,6 +90,19 @@ class RefineParameters(Parameters):
         le=100,
         description="log-odds that each mm from the component's edge counts for the coarse mask, beside SAM's, which "
         "are at most 8: so much for a mask that is even through the plane, less the more ragged it is",
+    )
+
+    ragged: float = Field(
+        default=0.05,
+        ge=0,
+        description="mm that a label's outline jumps forth and back from slice to slice, on average, from which on a "
+        "SAM 2 follows it through the plane",
+    )
+    follow: float | None = Field(
+        default=0.1,
+        ge=0,
+        le=100,
+        description="log-odds that each mm from the outline counts for the label beside that SAM 2; null: not followed",
     )
 
     @field_validator("window", mode="before")

@@ -4,12 +4,13 @@ Each component of the coarse mask on an axial slice gives a padded box; SAM has 
 component agree enough and SAM is sure enough. Where what comes of all slices together is another outline, SAM is asked
 about that again. No label comes onto a slice where the coarse mask has none, and slices without coarse mask are never
 encoded. Slices are visited from coarse to fine: one between two about which SAM agrees with the coarse mask is skipped.
+At last a SAM 2 follows ragged labels through the plane; see `following`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from scipy import ndimage
 
 from polycl.errors import InputError
 from polycl.metrics import dice
+from polycl.propagate.engine import VideoEngine
 from polycl.refinement.parameters import Ask, RefineParameters
 from polycl.refinement.pieces import (
     EIGHT_NEIGHBOURS,
@@ -32,7 +34,7 @@ from polycl.refinement.pieces import (
     together,
 )
 from polycl.refinement.report import RefineReport
-from polycl.refinement.votes import Odds, hold_of, tally
+from polycl.refinement.votes import Odds, hold_of, jump_mm, tally
 from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
 from polycl.sam.engine import Sight
 from polycl.sam.regions import Region, region_around
@@ -42,7 +44,7 @@ from polycl.volume.checks import to_label
 from polycl.window import Window, seen_through
 
 Progress = Callable[[int, int], None]
-"""Called with slices done and slices in all, each as often as there are passes; may raise to stop."""
+"""Called with slices done and in all, each as often as there are passes, and once if followed; may raise to stop."""
 WHOLE: Region = (slice(None), slice(None))
 LEVEL_STEP = 10
 """HU."""
@@ -59,6 +61,7 @@ def refine(
     progress: Progress | None = None,
     *,
     labels: Collection[int] | None = None,
+    follower: VideoEngine | None = None,
 ) -> tuple[Volume, RefineReport]:
     """`coarse` refined on `volume` (a CT in HU), uint8 on the same grid in the caller's own axes, and what was done.
 
@@ -70,6 +73,7 @@ def refine(
         parameters: the defaults if None.
         progress: called after each slice.
         labels: ids to refine, all if None. The others stay exactly as they are.
+        follower: the SAM 2 that follows ragged labels through the plane; none is followed if None.
 
     Raises InputError if `coarse` is on another grid or holds no labels.
     """
@@ -80,11 +84,11 @@ def refine(
     result = volume.with_voxels(np.array(to_label(coarse.voxels)))
     before = volume.with_voxels(to_label(coarse.voxels)).canonical().voxels
     out = result.canonical().voxels
-    work = _Work(volume, before, engine, parameters or RefineParameters())
+    work = _Work(volume, before, engine, parameters or RefineParameters(), follower)
     cache = EmbeddingCache(OWN_CACHE_BYTES) if cache is None else cache
     with cache.serving():
-        touched = work.run(out, cache, labels, progress)
-    work.report.changed_voxels = sum(int(np.count_nonzero(out[:, :, z] != before[:, :, z])) for z in touched)
+        work.run(out, cache, labels, progress)
+    work.report.changed_voxels = int(np.count_nonzero(out != before))
     work.report.seconds["total"] = time.perf_counter() - started
     return result, work.report
 
@@ -302,24 +306,33 @@ class _Label:
 class _Work:
     """One refinement: canonical arrays, and the report that fills up."""
 
-    def __init__(self, volume: Volume, before: NDArray[np.uint8], engine: Engine, how: RefineParameters) -> None:
-        self.volume, self.before, self.engine, self.how = volume, before, engine, how
-        canonical = volume.canonical()
-        self.hu = canonical.voxels
-        self.spacing: Spacing = (canonical.spacing[1], canonical.spacing[0])
-        self.between = canonical.spacing[2]
+    def __init__(
+        self,
+        volume: Volume,
+        before: NDArray[np.uint8],
+        engine: Engine,
+        how: RefineParameters,
+        follower: VideoEngine | None,
+    ) -> None:
+        self.volume, self.before, self.engine, self.how, self.follower = volume, before, engine, how, follower
+        self.canonical = volume.canonical()
+        self.hu = self.canonical.voxels
+        self.spacing: Spacing = (self.canonical.spacing[1], self.canonical.spacing[0])
+        self.between = self.canonical.spacing[2]
         self.report = RefineReport(engine.name, engine.sha256)
         self.blurred = engine.sight is None and max(self.spacing) > how.max_pixel
         """Whether pixels are too large for an engine that knows no CT."""
 
     def run(
         self, out: NDArray[np.uint8], cache: EmbeddingCache, ids: Collection[int] | None, progress: Progress | None
-    ) -> list[int]:
-        """Refine `out` in place, label by label; the slices where a component was replaced."""
+    ) -> None:
+        """Refine `out` in place, label by label, and follow those that are ragged."""
         present = [int(label) for label in np.flatnonzero(np.bincount(self.before.ravel(order="K"), minlength=256))]
-        labels = [_Label(self, label, cache) for label in present if label and (ids is None or label in ids)]
+        wanted = [label for label in present if label and (ids is None or label in ids)]
+        labels = [_Label(self, label, cache) for label in wanted]
         self.report.slices = sum(len(label.slices) for label in labels)
-        total = self.report.slices * self.how.passes
+        ragged = self._ragged(wanted)
+        total = self.report.slices * self.how.passes + sum(ragged.values())
         done = 0
 
         def step(count: int) -> None:
@@ -329,7 +342,36 @@ class _Work:
                 progress(done, total)
 
         claims = [label.run(step) for label in labels if label.slices]
-        touched = sorted({z for found in claims for z in found})
-        for z in touched:
+        for z in sorted({z for found in claims for z in found}):
             compose(to_image(out[:, :, z]), [found[z] for found in claims if z in found])
-        return touched
+        self._follow(out, cache, ragged, step)
+
+    def _ragged(self, wanted: Sequence[int]) -> dict[int, int]:
+        """The labels to be followed through the plane, and how many slices hold each."""
+        if self.follower is None or self.how.follow is None:
+            return {}
+        boxes = ndimage.find_objects(self.before)
+        for label in wanted:
+            mask = self.before[boxes[label - 1]] == label
+            self.report.jumps[label] = round(jump_mm(mask, self.canonical.spacing), 3)
+        ragged = [label for label in wanted if self.report.jumps[label] > self.how.ragged]
+        return {label: boxes[label - 1][2].stop - boxes[label - 1][2].start for label in ragged}
+
+    def _follow(
+        self, out: NDArray[np.uint8], cache: EmbeddingCache, ragged: Mapping[int, int], step: Callable[[int], None]
+    ) -> None:
+        from polycl.refinement.following import follow
+
+        started = time.perf_counter()
+        for label, slices in ragged.items():
+            told = 0
+
+            def progress(done: int, total: int, slices: int = slices) -> None:
+                nonlocal told
+                now = slices * done // total
+                step(now - told)
+                told = now
+
+            if self.follower is not None:
+                self.report.followed += follow(self.canonical, out, label, self.follower, cache, self.how, progress)
+        self.report.seconds["follow"] = time.perf_counter() - started

@@ -14,9 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from polycl.refinement.parameters import RefineParameters
-from polycl.refinement.pieces import Accepted, edge_distance, touching
+from polycl.refinement.pieces import EIGHT_NEIGHBOURS, Accepted, edge_distance, touching
 from polycl.sam.regions import Region
 
 Mask = NDArray[np.bool_]
@@ -74,6 +75,18 @@ def raggedness(coarse: Mapping[int, Mask], accepted: Mapping[int, Sequence[Accep
     if not sams:
         return math.inf if theirs else 0.0
     return theirs / sams
+
+
+def jump_mm(mask: Mask, spacing: tuple[float, float, float]) -> float:
+    """How far the outline of a mask [X, Y, Z] jumps forth and back from slice to slice, on average.
+
+    The area that is other on a slice than on both beside it, for each mm of outline.
+    """
+    slices = {z: mask[:, :, z] for z in np.flatnonzero(mask.any(axis=(0, 1))).tolist()}
+    outline = sum(
+        int(np.count_nonzero(one & ~ndimage.binary_erosion(one, EIGHT_NEIGHBOURS))) for one in slices.values()
+    )
+    return _jumps(slices) / max(1, outline) * float(np.sqrt(spacing[0] * spacing[1]))
 
 
 def _jumps(masks: Mapping[int, Mask]) -> int:

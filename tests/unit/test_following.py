@@ -1,0 +1,154 @@
+"""Ragged labels followed through the plane by a SAM 2: which are, what becomes of them, and what stays as it is."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fake_sam2 import FakeSam2
+from polycl.errors import Cancelled
+from polycl.metrics import dice
+from polycl.refinement import RefineParameters, refine
+from polycl.refinement.report import RefineReport
+from polycl.refinement.votes import jump_mm
+from polycl.sam import Embedding, Masks, Prompts
+from polycl.volume import Volume
+
+pytestmark = pytest.mark.unit
+
+SHAPE, AFFINE = (64, 64, 12), np.diag([2.0, 2.0, 3.0, 1.0])
+Labels = NDArray[np.uint8]
+
+
+class Unasked:
+    """A SAM that must not be asked."""
+
+    name, sha256, size = "unasked", "0" * 64, 64
+    sight = None
+
+    def encode(self, image: NDArray[np.floating]) -> Embedding:
+        raise AssertionError
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
+        raise AssertionError
+
+    def decode_many(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Masks]:
+        raise AssertionError
+
+
+def disc(x: int = 32, y: int = 32, radius: int = 12) -> NDArray[np.bool_]:
+    columns, rows = np.ogrid[: SHAPE[0], : SHAPE[1]]
+    return np.asarray((columns - x) ** 2 + (rows - y) ** 2 <= radius**2)
+
+
+def bright(*slices: int) -> Volume:
+    """A disc of 100 HU on these slices, 0 HU around it."""
+    hu = np.zeros(SHAPE, np.float32)
+    for z in slices or range(1, 11):
+        hu[disc(), z] = 100
+    return Volume(hu, AFFINE)
+
+
+def ragged(*slices: int) -> Labels:
+    """The disc, on every other slice too small by three pixels, on the others too large by one."""
+    labels = np.zeros(SHAPE, np.uint8)
+    for z in slices or range(1, 11):
+        labels[disc(radius=9 if z % 2 else 13), z] = 1
+    return labels
+
+
+def followed(
+    image: Volume, labels: Labels, progress: Callable[[int, int], None] | None = None, **changes: Any
+) -> tuple[Labels, RefineReport]:
+    """By the following alone: SAM is not asked about pixels of this size."""
+    how = RefineParameters(max_pixel=1.0, **changes)
+    result, report = refine(image, image.with_voxels(labels), Unasked(), None, how, progress, follower=FakeSam2())
+    return result.voxels, report
+
+
+def test_a_ragged_label_becomes_what_a_sam2_follows() -> None:
+    labels = ragged()
+    result, report = followed(bright(), labels)
+    truth = bright().voxels > 50
+    assert report.followed == 1
+    assert report.jumps[1] > 0.05
+    assert (dice(labels > 0, truth) or 0) < 0.9
+    assert (dice(result > 0, truth) or 0) > 0.95
+    assert report.changed_voxels == np.count_nonzero(result != labels)
+
+
+def test_an_even_label_is_left_alone() -> None:
+    labels = (disc(radius=9)[:, :, None] * np.isin(np.arange(12), range(1, 11))).astype(np.uint8)
+    result, report = followed(bright(), labels)
+    assert (report.followed, report.jumps) == (0, {1: 0.0})
+    np.testing.assert_array_equal(result, labels)
+
+
+def test_nothing_is_followed_without_a_sam2_or_where_it_is_switched_off() -> None:
+    labels = ragged()
+    alone, report = refine(bright(), bright().with_voxels(labels), Unasked(), None, RefineParameters(max_pixel=1.0))
+    assert report.followed == 0
+    np.testing.assert_array_equal(alone.voxels, labels)
+    np.testing.assert_array_equal(followed(bright(), labels, follow=None)[0], labels)
+
+
+def test_jumps_are_mm_of_the_outline_whatever_the_pixels() -> None:
+    coarse = np.kron(ragged(), np.ones((2, 2, 1), np.uint8)) > 0
+    once, twice = jump_mm(ragged() > 0, (2.0, 2.0, 3.0)), jump_mm(coarse, (1.0, 1.0, 3.0))
+    assert once == pytest.approx(twice, rel=0.15)
+    assert once > 1.0
+
+
+def test_other_labels_and_slices_without_the_label_stay_as_they_are() -> None:
+    labels = ragged(3, 4, 5, 6, 7, 8)
+    labels[26:30, 26:30, 2:10] = 2
+    labels[50:52, 50:52, 5] = 1
+    result, report = followed(bright(), labels, ragged=0.05)
+    assert report.followed == 1
+    np.testing.assert_array_equal(result == 2, labels == 2)
+    assert not (result[:, :, [1, 2, 9, 10]] == 1).any()
+    assert (result[50:52, 50:52, 5] == 1).all()
+
+
+def test_what_comes_out_as_something_else_is_not_taken() -> None:
+    labels = ragged()
+    image = bright()
+    image.voxels[:, 20:44] = 100  # all that is beside it is as bright
+    result, report = followed(image, labels)
+    assert report.followed == 0
+    np.testing.assert_array_equal(result, labels)
+
+
+def test_a_slice_that_is_no_numbers_lets_the_component_be() -> None:
+    image, labels = bright(), ragged()
+    image.voxels[:, :, 5] = np.nan
+    result, report = followed(image, labels)
+    assert report.followed == 0
+    np.testing.assert_array_equal(result, labels)
+
+
+@pytest.mark.parametrize(("radius", "kept"), [(6, True), (12, False)])
+def test_an_end_that_is_lost_stays_if_it_tapers_off(radius: int, kept: bool) -> None:
+    labels = ragged()
+    for z, pixels in ((8, 9), (9, radius), (10, radius)):
+        labels[:, :, z] = disc(radius=pixels)
+    image = bright(*range(1, 9))  # the last two are as dark as all around
+    result, report = followed(image, labels, min_agreement=0.5, follow=0.02)
+    assert report.followed == 1
+    assert (result[:, :, 9:] == labels[:, :, 9:]).all() == kept
+    assert result[:, :, 9:].any() == kept
+
+
+def test_progress_ends_where_it_said_and_may_stop_it() -> None:
+    told: list[tuple[int, int]] = []
+    followed(bright(), ragged(), lambda done, total: told.append((done, total)))
+    assert told[-1] == (10, 10)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+    def stop(done: int, total: int) -> None:
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        followed(bright(), ragged(), stop)
