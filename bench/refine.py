@@ -1,8 +1,9 @@
 """Refining a liver: what it costs against showing SAM every slice of the volume whole.
 
-The volume is a phantom with the grid of a CHAOS study. Two masks are refined: the phantom's own liver, as a good model
-gives it, and one as a coarse network gives it, in steps of 6 mm. The comparison encodes each of the volume's slices at
-the encoder's full size; its time is that of a few slices, times their number.
+The volume is a phantom with the grid of a CHAOS study. Three masks are refined: the phantom's own liver, as a good
+model gives it; one as a coarse network gives it, in steps of 6 mm; and one as a model of few labels does, whose outline
+jumps forth and back from slice to slice too, so that it is also followed through the plane. The comparison encodes each
+of the volume's slices at the encoder's full size; its time is that of a few slices, times their number.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from polycl.errors import ModelError
 from polycl.phantom import LABELS, make_phantom
+from polycl.propagate.engine import VideoEngine
+from polycl.propagate.loading import follower
 from polycl.refinement import RefineParameters, refine
 from polycl.sam import Engine, load_engine, slice_image
 from polycl.settings import Settings
@@ -40,9 +43,9 @@ def run(settings: Settings) -> dict[str, Any]:
     image, liver = phantom.image.canonical(), phantom.labels.canonical().voxels == LABELS["liver"]
     slice_ms = encoding_ms(engine, image)
     everything = slice_ms * image.shape[2] / 1e3
-    rows = [
-        measure(engine, image, name, mask, everything) for name, mask in (("good", liver), ("coarse", stepped(liver)))
-    ]
+    masks = {"good": liver, "coarse": stepped(liver), "ragged": ragged(liver)}
+    whole = follower(settings)
+    rows = [measure(engine, image, name, mask, everything, whole) for name, mask in masks.items()]
     print(  # noqa: T201
         f"refine a liver in {' x '.join(map(str, SHAPE))}, {ENGINE}: encoding a slice takes {slice_ms:.0f} ms, "
         f"all of them {everything:.1f} s"
@@ -51,6 +54,7 @@ def run(settings: Settings) -> dict[str, Any]:
         print(  # noqa: T201
             f"  {row['mask']} mask: {row['seconds']:.1f} s, {row['share']:.0%} of that (goal {GOAL:.0%}); "
             f"of {row['slices']} slices with liver {row['shown']} shown in {row['encodings']} encodings"
+            + (f", followed in {row['follow_seconds']:.1f} s" if row["followed"] else "")
         )
     return {"engine": ENGINE, "encode_slice_ms": slice_ms, "encode_all_seconds": everything, "rows": rows}
 
@@ -67,6 +71,13 @@ def encoding_ms(engine: Engine, image: Volume) -> float:
     return statistics.median(taken) * 1e3
 
 
+def ragged(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """In such blocks, which lie half a block further in both directions on every other slice."""
+    half = round(STEP_MM / SPACING[0]) // 2
+    moved = np.roll(stepped(np.roll(mask, (half, half), axis=(0, 1))), (-half, -half), axis=(0, 1))
+    return np.where(np.arange(mask.shape[2]) % 2 == 0, stepped(mask), moved)
+
+
 def stepped(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask in plane in blocks of `STEP_MM`, each what its middle is."""
     step = round(STEP_MM / SPACING[0])
@@ -75,10 +86,13 @@ def stepped(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.pad(large, [(0, n - m) for n, m in zip(mask.shape, large.shape, strict=True)])
 
 
-def measure(engine: Engine, image: Volume, name: str, mask: NDArray[np.bool_], everything: float) -> dict[str, Any]:
+def measure(
+    engine: Engine, image: Volume, name: str, mask: NDArray[np.bool_], everything: float, whole: VideoEngine | None
+) -> dict[str, Any]:
     """One refinement with nothing embedded before."""
+    coarse, how = image.with_voxels(mask.astype(np.uint8)), RefineParameters()
     start = time.perf_counter()
-    _, report = refine(image, image.with_voxels(mask.astype(np.uint8)), engine, None, RefineParameters())
+    _, report = refine(image, coarse, engine, None, how, follower=whole)
     seconds = time.perf_counter() - start
     return {
         "mask": name,
@@ -87,5 +101,7 @@ def measure(engine: Engine, image: Volume, name: str, mask: NDArray[np.bool_], e
         "slices": report.slices,
         "shown": report.encoded,
         "encodings": report.encodings,
+        "followed": report.followed,
+        "follow_seconds": report.seconds["follow"],
         "changed_voxels": report.changed_voxels,
     }
