@@ -252,23 +252,25 @@ def test_an_encoder_by_an_unknown_name_is_refused(dataset: Path, tmp_path: Path)
 
 
 def test_a_model_learns_to_look_beside_a_slice_and_goes_on_so(dataset: Path, tmp_path: Path) -> None:
-    alone, wide, on = (tmp_path / f"{name}.safetensors" for name in ("alone", "wide", "on"))
+    alone, wide, on, wider = (tmp_path / f"{name}.safetensors" for name in ("alone", "wide", "on", "wider"))
     given = ("finetune", dataset, "--target", "organ=7", "--steps", 2, "--batch", 2)
     for output, rest in (
         (alone, ()),
         (wide, ("--start", alone, "--beside", 5, "--beside", 10)),
         (on, ("--start", wide)),
+        (wider, ("--start", wide, "--beside", 5, "--beside", 10, "--beside", 20)),
     ):
         result = polycl(*given, "-o", output, *rest)
         assert result.exit_code == 0, result.output
     assert checkpoints.load(alone)[0].network.channels == 1
-    for path in (wide, on):
+    for path, beside in ((wide, (5, 10)), (on, (5, 10)), (wider, (5, 10, 20))):
         header, weights = checkpoints.load(path)
-        assert header.preprocessing.beside == (5, 10)
-        assert header.network.channels == 5
+        assert header.preprocessing.beside == beside
+        assert header.network.channels == 1 + 2 * len(beside)
         SegmentationNetwork(header.network).load_state_dict(weights)
     message = refusal(*given, "-o", tmp_path / "other.safetensors", "--start", wide, "--beside", 3)
-    assert message == "wide.safetensors sees other slices with one; leave --beside out, or give --beside 5 --beside 10"
+    expected = "wide.safetensors sees other slices with one; leave --beside out, or begin with --beside 5 --beside 10"
+    assert message == expected
 
 
 def test_slices_and_scans_are_not_both_given(dataset: Path, tmp_path: Path) -> None:

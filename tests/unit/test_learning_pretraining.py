@@ -78,7 +78,7 @@ def test_for_a_segmenter_that_looks_beside_slices_it_learns_from_single_ones(
     )
     folder = tmp_path / "weights"
     folder.mkdir()
-    checkpoints.save(folder / "tiny.safetensors", widened(weights, 3), wide)
+    checkpoints.save(folder / "tiny.safetensors", widened(weights, 1, 3), wide)
     _, run = begun(settings.model_copy(update={"weights": folder}), store, monkeypatch)
     assert carry_out(run) == 0
     task = run.task()

@@ -144,7 +144,7 @@ def test_a_model_that_looks_beside_slices_goes_on_so(
     preprocessing = header.preprocessing.model_copy(update={"beside": (30.0,)})
     wide = tmp_path / "wide.safetensors"
     sha256 = checkpoints.save(
-        wide, widened(narrow, 3), header.model_copy(update={"network": network, "preprocessing": preprocessing})
+        wide, widened(narrow, 1, 3), header.model_copy(update={"network": network, "preprocessing": preprocessing})
     )
     assert carry_out(make_run(weights=wide, sha256=sha256, publish="force")) == 0
     version = versions.get(NAME, 1)

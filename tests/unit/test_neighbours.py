@@ -100,16 +100,17 @@ def test_all_that_is_seen_is_mirrored() -> None:
     assert made.beside[1][7, 5] == made.beside[1][20, 5] == 99
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("architecture", ["unet", "resnet18"])
-def test_a_widened_network_says_at_first_what_it_said(architecture: str) -> None:
+def test_a_widened_network_says_at_first_what_it_said(architecture: str, channels: int) -> None:
     torch.manual_seed(0)
     config = NETWORK.model_copy(update={"architecture": architecture, "norm": "instance"})
-    before = SegmentationNetwork(config.model_copy(update={"channels": 1})).eval()
+    before = SegmentationNetwork(config.model_copy(update={"channels": channels})).eval()
     after = SegmentationNetwork(config).eval()
-    after.load_state_dict(widened(before.state_dict(), 5))
+    after.load_state_dict(widened(before.state_dict(), channels, 5))
     seen = torch.rand(2, 5, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(after(seen), before(seen[:, :1]))
+        torch.testing.assert_close(after(seen), before(seen[:, :channels]))
 
 
 @pytest.fixture(scope="module")

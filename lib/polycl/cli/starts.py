@@ -32,17 +32,20 @@ class Start:
     parent: str = ""
 
     def seeing(self, beside: list[float] | None) -> Start:
-        """The same but for what is seen beside a slice; ModelError if that was another before."""
+        """The same but for what is seen beside a slice; ModelError if what was seen before does not come first."""
         if beside is None or tuple(beside) == self.beside:
             return self
-        if self.beside:
+        if tuple(beside[: len(self.beside)]) != self.beside:
             seen = " ".join(f"--beside {mm:g}" for mm in self.beside)
-            raise ModelError(f"{self.parent} sees other slices with one; leave --beside out, or give {seen}")
+            raise ModelError(f"{self.parent} sees other slices with one; leave --beside out, or begin with {seen}")
         from polycl.segmenter.transfer import widened
 
         channels = 1 + 2 * len(beside)
         network = self.network.model_copy(update={"channels": channels})
-        weights = {name: widened(one, channels) for name, one in cast(dict[str, Any], self.weights).items()}
+        weights = {
+            name: widened(one, self.network.channels, channels)
+            for name, one in cast(dict[str, Any], self.weights).items()
+        }
         return replace(self, network=network, beside=tuple(beside), weights=cast(Weights, weights))
 
 

@@ -51,13 +51,13 @@ def start_from(network: SegmentationNetwork, weights: Mapping[str, torch.Tensor]
         _load(network.decoder.levels, {name.removeprefix("levels."): one for name, one in decoder.items()})
 
 
-def widened(weights: Mapping[str, torch.Tensor], channels: int) -> dict[str, torch.Tensor]:
-    """Weights of a network that sees one slice for one that sees `channels` images: it makes nothing yet of the others.
+def widened(weights: Mapping[str, torch.Tensor], seen: int, channels: int) -> dict[str, torch.Tensor]:
+    """Weights of a network that sees `seen` images for one that sees `channels`: it makes nothing yet of the others.
 
-    Those that take images in are recognised by their one input channel.
+    Those that take images in are recognised by their input channels.
     """
     return {
-        name: F.pad(one, (0, 0, 0, 0, 0, channels - 1)) if one.ndim == 4 and one.shape[1] == 1 else one
+        name: F.pad(one, (0, 0, 0, 0, 0, channels - seen)) if one.ndim == 4 and one.shape[1] == seen else one
         for name, one in weights.items()
     }
 
