@@ -100,6 +100,22 @@ def test_refine_writes_what_the_stage_makes_of_the_mask(run: Run, files: tuple[P
 
 
 @pytest.mark.usefixtures("sam")
+def test_a_ragged_label_is_followed_by_the_model_that_ships(run: Run, tmp_path: Path) -> None:
+    columns, rows, slices = np.ogrid[:64, :64, :12]
+    from_middle = np.hypot(columns - 32, rows - 32)
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    inside = (slices > 0) & (slices < 11)
+    image, mask, out = (tmp_path / f"{name}.nii.gz" for name in ("ct", "mask", "out"))
+    write_volume(Volume(np.where(inside & (from_middle < 12), 100.0, -50.0).astype(np.float32), affine), image)
+    write_volume(Volume((inside & (from_middle < 10 + slices % 2)).astype(np.uint8), affine), mask)
+    code, text, _ = run("refine", image, "--mask", mask, "-o", out, "--set", "max_pixel=1", "--json")
+    assert code == 0
+    assert json.loads(text)["refinement"]["followed"] == 1
+    plain = run("refine", image, "--mask", mask, "-o", out, "--set", "max_pixel=1", "--set", "follow=null")[1]
+    assert "0 followed" in plain
+
+
+@pytest.mark.usefixtures("sam")
 def test_refine_only_some_labels(run: Run, files: tuple[Path, Path, Path]) -> None:
     image, mask, out = files
     assert run("refine", image, "--mask", mask, "-o", out, "--label", 2, *EASY)[0] == 0
@@ -147,7 +163,7 @@ def test_segment_refines_where_asked(run: Run, files: tuple[Path, Path, Path], t
     whole = follower(Settings(device="cpu", precision="fp32"))
     coarse_mask = segmented(tiny_checkpoint, read_volume(image))
     expected, done = refine(read_volume(image), coarse_mask, Boxes(), None, HOW, follower=whole)
-    assert report["refinement"]["followed"] == done.followed > 0
+    assert report["refinement"]["followed"] == done.followed
     np.testing.assert_array_equal(read_volume(out, kind="label").voxels, expected.voxels)
     assert report["refined"] is True
     assert report["refinement"]["slices"] > 0

@@ -3,6 +3,7 @@
 Concurrency: a lock for loading only. Engines and the cache take calls from several threads; see `polycl.sam`.
 """
 
+import logging
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -19,6 +20,7 @@ from polycl.sam.loading import SAM2
 from polycl.settings import Settings
 from polycl.volume import Volume
 
+logger = logging.getLogger(__name__)
 MISSING = (
     "this needs the weights of a SAM model, and the server has none: get some with `polycl models fetch`, "
     "or name a folder that has them in POLYCL_WEIGHTS, and start the server again"
@@ -57,12 +59,18 @@ class Engines:
                 self._loaded[name] = load_engine(name, self.settings)
             return self._loaded[name]
 
-    def follower(self) -> VideoEngine | None:
-        """What follows ragged labels through the plane: the SAM 2 that ships; None without its weights.
+    def follower(self, how: RefineParameters) -> VideoEngine | None:
+        """What follows ragged labels through the plane: the SAM 2 that ships.
 
-        ModelError if they were altered.
+        None where that is not wanted, or its weights cannot be used.
         """
-        return self.propagators.named(DEFAULT) if DEFAULT in self.propagators.names else None
+        if how.follow is None or DEFAULT not in self.propagators.names:
+            return None
+        try:
+            return self.propagators.named(DEFAULT)
+        except ModelError as error:
+            logger.warning("nothing is followed from slice to slice: %s", error)
+            return None
 
     def check_name(self, name: str) -> None:
         """NotFoundError unless there is an engine called `name`, whether its weights are here or not."""
@@ -79,10 +87,11 @@ class Engines:
     ) -> tuple[Volume, dict[str, Any]]:
         """`mask` refined by the engine called `name`, and what the reply says; without weights as it is, and why."""
         try:
-            engine, follower = self.named(name), self.follower()
+            engine = self.named(name)
         except ModelError as error:
             return mask, {"refined": False, "reason": str(error)}
         try:
+            follower = self.follower(how)
             result, report = refine(image, mask, engine, self.cache, how, progress, labels=labels, follower=follower)
         except MemoryError:
             return mask, {"refined": False, "reason": "there was not enough memory to refine"}

@@ -73,7 +73,7 @@ class RefineTask(InferTask):  # type: ignore[misc, unused-ignore]
             how,
             self._runtime.progress,
             labels=ids,
-            follower=engines.follower(),
+            follower=engines.follower(how),
         )
         file = self._runtime.write(result, wanted.extension, wanted.compress)
         self._runtime.ahead.opened(wanted.image, middle_slice(result))

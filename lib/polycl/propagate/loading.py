@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from polycl.catalogue import Catalogue, Entry, SamEntry
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from polycl.propagate.sam2_engine import Sam2Engine
     from polycl.settings import Settings
 
+logger = logging.getLogger(__name__)
 DEFAULT = "polycl-sam2-ct"
 """The model where none is named: small enough to ship."""
 KIND = "sam2"
@@ -49,9 +51,14 @@ def at_hand(catalogue: Catalogue) -> list[str]:
 
 
 def follower(settings: Settings) -> Sam2Engine | None:
-    """The default network, where something is the better for it; None without its weights."""
-    here = DEFAULT in at_hand(Catalogue.default(settings))
-    return load_propagator(DEFAULT, settings) if here else None
+    """The default network, where a result is the better for it; None, with a warning, if its weights are unusable."""
+    if DEFAULT not in at_hand(Catalogue.default(settings)):
+        return None
+    try:
+        return load_propagator(DEFAULT, settings)
+    except ModelError as error:
+        logger.warning("nothing is followed from slice to slice: %s", error)
+        return None
 
 
 def find(name: str, catalogue: Catalogue) -> Entry | SamEntry:

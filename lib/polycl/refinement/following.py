@@ -53,17 +53,20 @@ def follow(
     A component stays as it is where it is small or thin, has values beside it that are no numbers, or comes out as
     something else (Dice below `how.min_agreement`). Nothing comes onto a slice without it, or onto another label.
     """
-    components, _ = ndimage.label(labels == label, ndimage.generate_binary_structure(3, 3))
+    around = ndimage.find_objects((labels == label).view(np.uint8))
+    if not around:
+        return 0
+    components, _ = ndimage.label(labels[around[0]] == label, ndimage.generate_binary_structure(3, 3))
     boxes = ndimage.find_objects(components)
     total = sum(box[2].stop - box[2].start for box in boxes)
     count = before = 0
     for number, box in enumerate(boxes, start=1):
         depth = box[2].stop - box[2].start
-        component = components == number
-        if _worth_it(volume, component, box[2], how):
-            found = _followed(
-                volume, component, box, engine, cache, how, partial(_part, progress, before, depth, total)
-            )
+        if depth >= FEWEST_SLICES and _worth_it(components[box] == number, volume.spacing, how):
+            component = np.zeros(labels.shape, dtype=bool)
+            component[around[0]] = components == number
+            told = partial(_part, progress, before, depth, total)
+            found = _followed_if_possible(volume, component, engine, cache, how, told)
             if (dice(found, component) or 0.0) >= how.min_agreement:
                 labels[component] = 0
                 labels[found & (labels == 0)] = label
@@ -77,15 +80,27 @@ def _part(progress: Progress, before: int, depth: int, total: int, done: int, ex
     progress(before + depth * min(done, expected) // max(1, expected), total)
 
 
-def _worth_it(volume: Volume, component: Mask, slices: slice, how: RefineParameters) -> bool:
-    if slices.stop - slices.start < FEWEST_SLICES or not np.isfinite(volume.voxels[:, :, slices]).all():
-        return False
-    spacing = (volume.spacing[1], volume.spacing[0])
-    return bool(pieces_of(to_image(component[:, :, _widest(component)]), spacing, how)[0])
+def _worth_it(component: Mask, spacing: tuple[float, float, float], how: RefineParameters) -> bool:
+    """Whether a component is large and deep enough where it is widest."""
+    widest = component[:, :, _widest(component)]
+    return bool(pieces_of(to_image(np.pad(widest, 1)), (spacing[1], spacing[0]), how)[0])
 
 
 def _widest(component: Mask) -> int:
-    return int(component.sum(axis=(0, 1)).argmax())
+    return int(np.count_nonzero(component, axis=(0, 1)).argmax())
+
+
+def _followed_if_possible(
+    volume: Volume, component: Mask, engine: VideoEngine, cache: Cache, how: RefineParameters, progress: Progress
+) -> Mask:
+    """What becomes of a component; nothing where its slices are not all numbers or memory does not suffice."""
+    box = ndimage.find_objects(component.view(np.uint8))[0]
+    try:
+        if np.isfinite(volume.voxels[:, :, box[2]]).all():
+            return _followed(volume, component, box, engine, cache, how, progress)
+    except MemoryError:
+        pass  # what SAM made of it is worth keeping
+    return np.zeros_like(component)
 
 
 def _followed(

@@ -32,7 +32,7 @@ class RefineParameters(Parameters):
     max_pixel: float = Field(
         default=2.5,
         gt=0,
-        description="nothing is refined where pixels are larger: SAM's outline, off by a pixel, is worse there than "
+        description="SAM is not asked where pixels are larger: its outline, off by a pixel, is worse there than "
         "the coarse one; a network that was trained on such CTs is asked all the same",
     )
     box_margin: float = Field(default=2.0, ge=0, description="added to each side of a component's box")
@@ -96,7 +96,7 @@ class RefineParameters(Parameters):
         default=0.05,
         ge=0,
         description="mm that a label's outline jumps forth and back from slice to slice, on average, from which on a "
-        "SAM 2 follows it through the plane",
+        "SAM 2 follows it through the plane; see `votes.is_ragged` for what else makes it so",
     )
     follow: float | None = Field(
         default=0.1,

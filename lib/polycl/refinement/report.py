@@ -23,7 +23,7 @@ class RefineReport:
         small: components too small or too thin to ask about.
         blurred: components not asked about because pixels are too large.
         hold: by label, log-odds that each mm from the coarse outline counted beside SAM's.
-        jumps: by label, mm that its outline jumped forth and back from slice to slice.
+        ragged: mm that the outline jumped forth and back from slice to slice, of labels that were to be followed.
         followed: components that a SAM 2 followed through the plane.
         changed_voxels: voxels whose label differs from the coarse one.
         seconds: by stage: encode, decode, follow, total.
@@ -41,12 +41,10 @@ class RefineReport:
     small: int = 0
     blurred: int = 0
     hold: dict[int, float] = field(default_factory=dict)
-    jumps: dict[int, float] = field(default_factory=dict)
+    ragged: dict[int, float] = field(default_factory=dict)
     followed: int = 0
     changed_voxels: int = 0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"encode": 0.0, "decode": 0.0, "follow": 0.0, "total": 0.0}
-    )
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; seconds are rounded to milliseconds."""

@@ -2,8 +2,8 @@
 
 Each component of the coarse mask on an axial slice gives a padded box; SAM has a say only where its answer and the
 component agree enough and SAM is sure enough. Where what comes of all slices together is another outline, SAM is asked
-about that again. No label comes onto a slice where the coarse mask has none, and slices without coarse mask are never
-encoded. Slices are visited from coarse to fine: one between two about which SAM agrees with the coarse mask is skipped.
+about that again. No label comes onto a slice where the coarse mask has none, and SAM never sees slices without. Slices
+are visited from coarse to fine: one between two about which SAM agrees with the coarse mask is skipped.
 At last a SAM 2 follows ragged labels through the plane; see `following`.
 """
 
@@ -34,7 +34,7 @@ from polycl.refinement.pieces import (
     together,
 )
 from polycl.refinement.report import RefineReport
-from polycl.refinement.votes import Odds, hold_of, jump_mm, tally
+from polycl.refinement.votes import Odds, hold_of, is_ragged, jump_mm, tally
 from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
 from polycl.sam.engine import Sight
 from polycl.sam.regions import Region, region_around
@@ -344,7 +344,7 @@ class _Work:
         claims = [label.run(step) for label in labels if label.slices]
         for z in sorted({z for found in claims for z in found}):
             compose(to_image(out[:, :, z]), [found[z] for found in claims if z in found])
-        self._follow(out, cache, ragged, step)
+        self._follow(out, ragged, step)
 
     def _ragged(self, wanted: Sequence[int]) -> dict[int, int]:
         """The labels to be followed through the plane, and how many slices hold each."""
@@ -353,25 +353,26 @@ class _Work:
         boxes = ndimage.find_objects(self.before)
         for label in wanted:
             mask = self.before[boxes[label - 1]] == label
-            self.report.jumps[label] = round(jump_mm(mask, self.canonical.spacing), 3)
-        ragged = [label for label in wanted if self.report.jumps[label] > self.how.ragged]
-        return {label: boxes[label - 1][2].stop - boxes[label - 1][2].start for label in ragged}
+            if is_ragged(mask, self.canonical.spacing, self.how.ragged):
+                self.report.ragged[label] = round(jump_mm(mask, self.canonical.spacing), 3)
+        return {label: boxes[label - 1][2].stop - boxes[label - 1][2].start for label in self.report.ragged}
 
-    def _follow(
-        self, out: NDArray[np.uint8], cache: EmbeddingCache, ragged: Mapping[int, int], step: Callable[[int], None]
-    ) -> None:
+    def _follow(self, out: NDArray[np.uint8], ragged: Mapping[int, int], step: Callable[[int], None]) -> None:
+        if self.follower is None or not ragged:
+            return
         from polycl.refinement.following import follow
 
         started = time.perf_counter()
+        features = EmbeddingCache(OWN_CACHE_BYTES)  # of no use to clicks
         for label, slices in ragged.items():
             told = 0
 
             def progress(done: int, total: int, slices: int = slices) -> None:
                 nonlocal told
-                now = slices * done // total
+                now = max(told, slices * done // max(1, total))
                 step(now - told)
                 told = now
 
-            if self.follower is not None:
-                self.report.followed += follow(self.canonical, out, label, self.follower, cache, self.how, progress)
+            self.report.followed += follow(self.canonical, out, label, self.follower, features, self.how, progress)
+            step(slices - told)
         self.report.seconds["follow"] = time.perf_counter() - started

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polycl.metrics import dice
 from polycl.refinement.parameters import RefineParameters
 from polycl.refinement.pieces import EIGHT_NEIGHBOURS, Accepted, edge_distance, touching
 from polycl.sam.regions import Region
@@ -26,6 +27,10 @@ SURE = np.float32(8.0)
 """Log-odds beyond which nobody is surer."""
 RAGGED = 0.4
 """From this share of SAM's raggedness on, a coarse mask counts nothing more beside SAM."""
+SWAY = 0.02
+"""Of what changes from slice to slice, more than this jumps forth and back in masks of few labels, less in others."""
+STEADY = 0.88
+"""Dice of a mask with itself one slice on: below, it is too thin or bent to tell jumps from its course."""
 TRUNCATE = 3.0
 """Standard deviations at which the average through the plane ends."""
 
@@ -77,6 +82,19 @@ def raggedness(coarse: Mapping[int, Mask], accepted: Mapping[int, Sequence[Accep
     return theirs / sams
 
 
+def is_ragged(mask: Mask, spacing: tuple[float, float, float], least_mm: float) -> bool:
+    """Whether the outline of a mask [X, Y, Z] jumps forth and back from slice to slice, as one of few labels does.
+
+    By `least_mm` or more, on average, and by much of what it changes by anyway: on thick slices the best outline of a
+    round organ jumps some. What is another on each slice, as vertebrae are, is not ragged.
+    """
+    return (
+        jump_mm(mask, spacing) > least_mm
+        and _share_of_change(mask) > SWAY
+        and (dice(mask[:, :, :-1], mask[:, :, 1:]) or 0.0) > STEADY
+    )
+
+
 def jump_mm(mask: Mask, spacing: tuple[float, float, float]) -> float:
     """How far the outline of a mask [X, Y, Z] jumps forth and back from slice to slice, on average.
 
@@ -87,6 +105,15 @@ def jump_mm(mask: Mask, spacing: tuple[float, float, float]) -> float:
         int(np.count_nonzero(one & ~ndimage.binary_erosion(one, EIGHT_NEIGHBOURS))) for one in slices.values()
     )
     return _jumps(slices) / max(1, outline) * float(np.sqrt(spacing[0] * spacing[1]))
+
+
+def _share_of_change(mask: Mask) -> float:
+    """Pixels that jump forth and back, as a share of those that differ between the slices below and above."""
+    present = mask.any(axis=(0, 1))
+    inner = np.flatnonzero(present[:-2] & present[1:-1] & present[2:]) + 1
+    below, here, above = (mask[:, :, inner + step] for step in (-1, 0, 1))
+    changed = below != above
+    return int(np.count_nonzero(~changed & (here != above))) / max(1, int(np.count_nonzero(changed)))
 
 
 def _jumps(masks: Mapping[int, Mask]) -> int:
