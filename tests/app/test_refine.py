@@ -115,6 +115,24 @@ def test_a_stored_label_by_tag(client: TestClient, coarse: Volume, studies: Path
     refused(infer(client, "refine", labels=["kidney"]), 404, "kidney", "liver, spleen")
 
 
+def test_a_ragged_label_is_followed_unless_that_is_switched_off(
+    client: TestClient, coarse: Volume, studies: Path, tmp_path: Path
+) -> None:
+    ragged = coarse.with_voxels(np.zeros_like(coarse.voxels))
+    columns, rows, slices = np.ogrid[tuple(slice(length) for length in ragged.canonical().shape)]
+    disc = np.hypot(columns - 18, rows - 18) < 10 + slices % 2
+    ragged.canonical().voxels[...] = disc & (slices > 0) & (slices < slices.max())
+    path = tmp_path / "ragged.nii.gz"
+    write_volume(ragged, path)
+    how = EASY | {"max_pixel": 1.0}  # SAM is not asked
+    params, mask = reply(infer(client, "refine", sent=path, refine_parameters=how))
+    assert params["refinement"]["followed"] == 1
+    assert (mask != ragged.voxels).any()
+    params, mask = reply(infer(client, "refine", sent=path, refine_parameters=how | {"follow": None}))
+    assert params["refinement"]["followed"] == 0
+    np.testing.assert_array_equal(mask, ragged.voxels)
+
+
 def test_slicer_sends_a_painted_mask(client: TestClient, coarse: Volume, studies: Path, tmp_path: Path) -> None:
     painted = coarse.voxels.copy()
     painted[18:20, 8:20, 1:6] = 3

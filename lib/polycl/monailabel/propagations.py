@@ -1,6 +1,6 @@
 """Propagation for several clients: a session for each client, image and label, so that corrections cost little.
 
-Concurrency: one request at a time works in a session; the network computes for one request at a time on its device.
+Concurrency: one request at a time works in a session; of these, one at a time computes on its device.
 Who waits for either can be cancelled. Sessions that nobody used for long, or too many, are forgotten: then the next
 request does all the work again, and a painted mask counts as new.
 """
