@@ -24,7 +24,7 @@ from polycl.propagate.features import Cache
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
 from polycl.refinement.parameters import RefineParameters
-from polycl.refinement.pieces import pieces_of
+from polycl.refinement.pieces import edge_distance, pieces_of
 from polycl.sam import to_image
 from polycl.volume import Volume
 
@@ -155,9 +155,8 @@ class _Itself:
         for z in range(box[2].start, box[2].stop):
             here = component[:, :, z][around[0], around[1]]
             if here.any():
-                inside = ndimage.distance_transform_edt(here, sampling=spacing[:2])
-                outside = ndimage.distance_transform_edt(~here, sampling=spacing[:2])
-                mm = np.maximum(inside - outside, -FAR_MM)
+                from_edge = edge_distance(here, spacing[:2])
+                mm = np.where(here, from_edge, -np.minimum(from_edge, FAR_MM))
                 odds[:, :, z][around[0], around[1]] = np.clip(np.round(mm * slope * STEPS), -MOST, MOST)
         return cls(odds)
 
