@@ -14,7 +14,7 @@ from polycl import devices
 from polycl.errors import InputError
 from polycl.propagate.architecture import ARCHITECTURES, ConvolutionalTrunkConfig, Sam2Config, TrunkConfig, arguments
 from polycl.propagate.attention import attend
-from polycl.propagate.encoder import fold_batch_norm
+from polycl.propagate.encoder import fold_batch_norm, fold_fine
 from polycl.propagate.engine import LARGEST, FramePrompt, Hint, Memory, Recall, Tracked
 from polycl.propagate.header import FrameConfig
 from polycl.propagate.package import SAM2Base
@@ -252,6 +252,16 @@ class TestEngine:
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
         for one, other in zip(before, after, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+    def test_the_decoder_s_convolutions_are_folded_into_the_neck_without_changing_anything(self) -> None:
+        network = predictor(TINY)
+        image = torch.randn(1, 3, SIZE, SIZE)
+        with torch.no_grad():
+            before = network.forward_image(image)["backbone_fpn"]
+            fold_fine(network)
+            after = network.forward_image(image)["backbone_fpn"]
+        for one, other in zip(before, after, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 class TestArchitectures:

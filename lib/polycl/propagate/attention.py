@@ -61,18 +61,18 @@ def _rotary(
 ) -> torch.Tensor:
     """The attention of `module`, which has one head, with rotary positions on all but the last `unplaced` keys."""
     turns = module.freqs_cis = module.freqs_cis.to(query.device)
-    placed = key.shape[1] - unplaced
-    key = module.k_proj(key)
-    key = torch.cat([_turn(key[:, :placed], turns), key[:, placed:]], dim=1) if unplaced else _turn(key, turns)
-    attended = attend(_turn(module.q_proj(query), turns), key, module.v_proj(value))
-    result: torch.Tensor = module.out_proj(attended).float()
+    query, key = module.q_proj(query), module.k_proj(key)
+    _turn(query, turns)
+    _turn(key[:, : key.shape[1] - unplaced], turns)
+    result: torch.Tensor = module.out_proj(attend(query, key, module.v_proj(value))).float()
     return result
 
 
-def _turn(tokens: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Tokens [B, R * N, C] turned by `turns` [N, C / 2], complex, the same for each of R images."""
-    pairs = torch.view_as_complex(tokens.float().reshape(len(tokens), -1, *turns.shape, 2))
-    return torch.view_as_real(pairs * turns).reshape(tokens.shape).to(tokens.dtype)
+def _turn(tokens: torch.Tensor, turns: torch.Tensor) -> None:
+    """Turn tokens [B, R * N, C] by `turns` [N, C / 2], complex, in place: the same for each of R images, one by one."""
+    for image in torch.split(tokens, len(turns), dim=1):
+        pairs = torch.view_as_complex(torch.unflatten(image.float(), -1, (-1, 2)))
+        image.copy_(torch.view_as_real(pairs * turns).flatten(-2))
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from polycl.propagate.attention import attend
 from polycl.propagate.package import Hiera
 
 if TYPE_CHECKING:
-    from polycl.propagate.package import ImageEncoder
+    from polycl.propagate.package import ImageEncoder, SAM2Base
 
 PATCH = 4
 """Pixels a side of a Hiera's first tokens."""
@@ -33,6 +33,29 @@ def prepare(encoder: ImageEncoder, size: int, dtype: torch.dtype) -> None:
                 block.attn = WholeAttention(block.attn)
     encoder.neck.position_encoding = _NoPositions()
     encoder.to(dtype)
+
+
+def fold_fine(network: SAM2Base) -> None:
+    """Put the decoder's convolutions of fine features into the neck's, which are as linear, in place.
+
+    The neck makes 256 channels of each pixel, of which the decoder's make 32 and 64, for each frame alike.
+    """
+    neck, decoder = network.image_encoder.neck, network.sam_mask_decoder
+    for level, name in enumerate(("conv_s0", "conv_s1")):
+        first, second = neck.convs[-1 - level].conv, getattr(decoder, name)
+        neck.convs[-1 - level].conv = _composed(first, second)
+        setattr(decoder, name, nn.Identity())
+
+
+def _composed(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
+    """One convolution of 1 x 1 that does what two do after one another."""
+    assert first.bias is not None
+    assert second.bias is not None
+    both = nn.Conv2d(first.in_channels, second.out_channels, 1)
+    before, after = first.weight[:, :, 0, 0].double(), second.weight[:, :, 0, 0].double()
+    both.weight = nn.Parameter((after @ before)[:, :, None, None].float(), requires_grad=False)
+    both.bias = nn.Parameter((after @ first.bias.double() + second.bias.double()).float(), requires_grad=False)
+    return both
 
 
 def fold_batch_norm(module: nn.Module) -> None:

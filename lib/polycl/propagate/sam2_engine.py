@@ -58,8 +58,7 @@ class Sam2Engine:
         self.name, self.sha256, self.config, self.frames, self.where = name, sha256, config, frames, where
         self.size, self.memories, self.pointers = config.image_size, config.memories, config.pointers
         self._net = network.eval().requires_grad_(False).to(where.device)
-        self._net.sam_mask_decoder.conv_s0.to(where.dtype)
-        self._net.sam_mask_decoder.conv_s1.to(where.dtype)
+        encoder.fold_fine(self._net)
         attention.prepare(self._net.memory_attention, where.dtype)
         self._lock = threading.Lock()
         with torch.inference_mode():
