@@ -3,7 +3,6 @@
 Concurrency: a lock for loading only. Engines and the cache take calls from several threads; see `polycl.sam`.
 """
 
-import logging
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +11,7 @@ from polycl.catalogue import Catalogue
 from polycl.errors import ModelError
 from polycl.monailabel.propagators import Propagators
 from polycl.propagate.engine import VideoEngine
-from polycl.propagate.loading import DEFAULT
+from polycl.propagate.loading import follower
 from polycl.refinement import RefineParameters, refine
 from polycl.refinement.stage import Progress
 from polycl.sam import EmbeddingCache, Engine, check_engine, default_engine, load_engine
@@ -20,7 +19,6 @@ from polycl.sam.loading import SAM2
 from polycl.settings import Settings
 from polycl.volume import Volume
 
-logger = logging.getLogger(__name__)
 MISSING = (
     "this needs the weights of a SAM model, and the server has none: get some with `polycl models fetch`, "
     "or name a folder that has them in POLYCL_WEIGHTS, and start the server again"
@@ -64,13 +62,7 @@ class Engines:
 
         None where that is not wanted, or its weights cannot be used.
         """
-        if how.follow is None or DEFAULT not in self.propagators.names:
-            return None
-        try:
-            return self.propagators.named(DEFAULT)
-        except ModelError as error:
-            logger.warning("nothing is followed from slice to slice: %s", error)
-            return None
+        return None if how.follow is None else follower(self.settings, self.propagators.named)
 
     def check_name(self, name: str) -> None:
         """NotFoundError unless there is an engine called `name`, whether its weights are here or not."""
@@ -91,8 +83,8 @@ class Engines:
         except ModelError as error:
             return mask, {"refined": False, "reason": str(error)}
         try:
-            follower = self.follower(how)
-            result, report = refine(image, mask, engine, self.cache, how, progress, labels=labels, follower=follower)
+            whole = self.follower(how)
+            result, report = refine(image, mask, engine, self.cache, how, progress, labels=labels, follower=whole)
         except MemoryError:
             return mask, {"refined": False, "reason": "there was not enough memory to refine"}
         return result, {"refined": True, "refinement": report.as_dict()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from polycl.catalogue import Catalogue, Entry, SamEntry
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from polycl.propagate.architecture import Sam2Config
+    from polycl.propagate.engine import VideoEngine
     from polycl.propagate.header import FrameConfig
     from polycl.propagate.sam2_engine import Sam2Engine
     from polycl.settings import Settings
@@ -50,12 +52,15 @@ def at_hand(catalogue: Catalogue) -> list[str]:
     return sorted(ours, key=lambda name: name != DEFAULT) + published
 
 
-def follower(settings: Settings) -> Sam2Engine | None:
-    """The default network, where a result is the better for it; None, with a warning, if its weights are unusable."""
+def follower(settings: Settings, load: Callable[[str], VideoEngine] | None = None) -> VideoEngine | None:
+    """The default network, where a result is the better for it; None, with a warning, if its weights are unusable.
+
+    `load` finds it by its name; loaded anew if None.
+    """
     if DEFAULT not in at_hand(Catalogue.default(settings)):
         return None
     try:
-        return load_propagator(DEFAULT, settings)
+        return load(DEFAULT) if load else load_propagator(DEFAULT, settings)
     except ModelError as error:
         logger.warning("nothing is followed from slice to slice: %s", error)
         return None
