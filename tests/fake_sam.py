@@ -13,6 +13,22 @@ from polycl.settings import Settings
 NAME = "mobile-sam"
 
 
+class Unasked:
+    """A SAM that must not be asked."""
+
+    name, sha256, size = "unasked", "0" * 64, 64
+    sight = None
+
+    def encode(self, image: NDArray[np.floating]) -> Embedding:
+        raise AssertionError
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
+        raise AssertionError
+
+    def decode_many(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Masks]:
+        raise AssertionError
+
+
 class FakeSam:
     """Deterministic, and counts what it encodes."""
 

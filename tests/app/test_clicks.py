@@ -18,6 +18,7 @@ from fake_sam import FakeSam, nothing_left_ahead
 from polycl.monailabel.click import ClickRequest, ClickTask
 from polycl.volume import Volume, from_canonical_index, read_volume, to_canonical_index, write_volume
 from polycl.window import Window
+from turning import turned
 
 pytestmark = [pytest.mark.app, pytest.mark.usefixtures("sam")]
 
@@ -268,13 +269,3 @@ def test_any_axis_order_of_an_image_gives_the_same_mask(
 def box(first: list[int], second: list[int]) -> list[int]:
     """Two corners as a roi."""
     return [end for ends in zip(first, second, strict=True) for end in ends]
-
-
-def turned(volume: Volume, axes: tuple[int, ...], flips: tuple[int, ...]) -> Volume:
-    """The same volume in other voxel axes."""
-    voxels, affine = volume.voxels.transpose(axes), volume.affine[:, [*axes, 3]].copy()
-    for axis in np.flatnonzero(flips):
-        affine[:, 3] += affine[:, axis] * (voxels.shape[axis] - 1)
-        affine[:, axis] *= -1
-        voxels = np.flip(voxels, axis)
-    return Volume(np.ascontiguousarray(voxels), affine)

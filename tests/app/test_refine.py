@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 import fake_sam
 from fake_sam import FakeSam
+from polycl.monailabel.engines import Engines
 from polycl.propagate.loading import follower
 from polycl.refinement import RefineParameters, refine
 from polycl.segmenter import Segmenter
@@ -113,6 +114,13 @@ def test_a_stored_label_by_tag(client: TestClient, coarse: Volume, studies: Path
     np.testing.assert_array_equal(one == 2, coarse.voxels == 2)
     refused(infer(client, "refine", label_tag="draft"), 404, "draft", "final")
     refused(infer(client, "refine", labels=["kidney"]), 404, "kidney", "liver, spleen")
+
+
+def test_weights_that_came_after_the_start_follow_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = Engines(Settings())
+    assert engines.follower(RefineParameters()) is not None
+    monkeypatch.setattr(engines.propagators, "names", ("sam2.1-tiny",))
+    assert engines.follower(RefineParameters()) is None
 
 
 def test_a_ragged_label_is_followed_unless_that_is_switched_off(

@@ -1,6 +1,6 @@
 """Ragged labels followed through the plane by a SAM 2: which are, what becomes of them, and what stays as it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fake_sam import Unasked
 from fake_sam2 import FakeSam2
 from polycl.errors import Cancelled
 from polycl.metrics import dice
@@ -15,29 +16,12 @@ from polycl.phantom import make_phantom
 from polycl.refinement import RefineParameters, refine
 from polycl.refinement.report import RefineReport
 from polycl.refinement.votes import is_ragged, jump_mm
-from polycl.sam import Embedding, Masks, Prompts
 from polycl.volume import Volume
 
 pytestmark = pytest.mark.unit
 
 SHAPE, AFFINE = (64, 64, 12), np.diag([2.0, 2.0, 3.0, 1.0])
 Labels = NDArray[np.uint8]
-
-
-class Unasked:
-    """A SAM that must not be asked."""
-
-    name, sha256, size = "unasked", "0" * 64, 64
-    sight = None
-
-    def encode(self, image: NDArray[np.floating]) -> Embedding:
-        raise AssertionError
-
-    def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
-        raise AssertionError
-
-    def decode_many(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Masks]:
-        raise AssertionError
 
 
 def disc(x: int = 32, y: int = 32, radius: int = 12) -> NDArray[np.bool_]:

@@ -1,6 +1,5 @@
 """Refinement with a deterministic engine: what it accepts, what it keeps, and in which order it looks."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from polycl.refinement.stage import levels
 from polycl.sam import Embedding, EmbeddingCache, Masks, Prompts
 from polycl.volume import Volume
 from polycl.window import Window, window_from
+from turning import ORDERS, turned
 
 pytestmark = pytest.mark.unit
 
@@ -94,17 +94,6 @@ def volumes() -> tuple[Volume, Volume, NDArray[np.uint8]]:
     return Volume(hu, AFFINE), Volume(coarse, AFFINE), truth
 
 
-def turned(volume: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
-    """The same volume in other voxel axes."""
-    voxels, affine = volume.voxels.transpose(axes), volume.affine[:, [*axes, 3]].copy()
-    for axis, flip in enumerate(flips):
-        if flip:
-            affine[:, 3] += affine[:, axis] * (voxels.shape[axis] - 1)
-            affine[:, axis] *= -1
-            voxels = np.flip(voxels, axis)
-    return Volume(np.ascontiguousarray(voxels), affine)
-
-
 def test_a_shifted_mask_becomes_the_right_one() -> None:
     image, coarse, truth = volumes()
     refined, report = refine(image, coarse, Threshold(), None, ALWAYS)
@@ -112,9 +101,6 @@ def test_a_shifted_mask_becomes_the_right_one() -> None:
     assert (report.slices, report.encoded, report.accepted, report.kept) == (14, 14, 14, 0)
     assert report.changed_voxels == np.count_nonzero(truth != coarse.voxels)
     assert refined.voxels.dtype == np.uint8
-
-
-ORDERS = [(axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product((0, 1), repeat=3)]
 
 
 @pytest.mark.parametrize(("axes", "flips"), ORDERS)

@@ -114,7 +114,7 @@ def summary(report: dict[str, Any]) -> str:
     return (
         f"{report['accepted']} outlines refined, {report['kept'] + report['small']} kept, "
         f"{report['encoded']} of {report['slices']} slices shown to SAM, {report['followed']} followed from slice to "
-        f"slice ({report['seconds']['total']:.1f} s)"
+        f"slice, {len(report['by_tissue'])} thin labels outlined by their HU ({report['seconds']['total']:.1f} s)"
     )
 
 

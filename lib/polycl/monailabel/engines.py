@@ -11,7 +11,7 @@ from polycl.catalogue import Catalogue
 from polycl.errors import ModelError
 from polycl.monailabel.propagators import Propagators
 from polycl.propagate.engine import VideoEngine
-from polycl.propagate.loading import follower
+from polycl.propagate.loading import DEFAULT, if_usable
 from polycl.refinement import RefineParameters, refine
 from polycl.refinement.stage import Progress
 from polycl.sam import EmbeddingCache, Engine, check_engine, default_engine, load_engine
@@ -62,7 +62,9 @@ class Engines:
 
         None where that is not wanted, or its weights cannot be used.
         """
-        return None if how.follow is None else follower(self.settings, self.propagators.named)
+        if how.follow is None or DEFAULT not in self.propagators.names:
+            return None
+        return if_usable(self.propagators.named)
 
     def check_name(self, name: str) -> None:
         """NotFoundError unless there is an engine called `name`, whether its weights are here or not."""

@@ -52,15 +52,17 @@ def at_hand(catalogue: Catalogue) -> list[str]:
     return sorted(ours, key=lambda name: name != DEFAULT) + published
 
 
-def follower(settings: Settings, load: Callable[[str], VideoEngine] | None = None) -> VideoEngine | None:
-    """The default network, where a result is the better for it; None, with a warning, if its weights are unusable.
-
-    `load` finds it by its name; loaded anew if None.
-    """
+def follower(settings: Settings) -> VideoEngine | None:
+    """The default network, where a result is the better for it; None if its weights are not here, or unusable."""
     if DEFAULT not in at_hand(Catalogue.default(settings)):
         return None
+    return if_usable(lambda name: load_propagator(name, settings))
+
+
+def if_usable(load: Callable[[str], VideoEngine]) -> VideoEngine | None:
+    """The default network by `load`; None, with a warning, if its weights are unusable."""
     try:
-        return load(DEFAULT) if load else load_propagator(DEFAULT, settings)
+        return load(DEFAULT)
     except ModelError as error:
         logger.warning("nothing is followed from slice to slice: %s", error)
         return None

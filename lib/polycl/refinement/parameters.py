@@ -105,6 +105,14 @@ class RefineParameters(Parameters):
         description="log-odds that each mm from the outline counts for the label beside that SAM 2; null: not followed",
     )
 
+    tissue: float = Field(
+        default=1.0,
+        ge=0,
+        le=4,
+        description="how much HU count, beside its outline, in a label that is too thin for SAM at pixels over "
+        "`max_pixel`; 0: it stays as it is",
+    )
+
     @field_validator("window", mode="before")
     @classmethod
     def _window(cls, value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-STAGES = ("encode", "decode", "follow", "total")
+STAGES = ("encode", "decode", "follow", "tissue", "total")
 
 
 @dataclass
@@ -25,8 +25,9 @@ class RefineReport:
         hold: by label, log-odds that each mm from the coarse outline counted beside SAM's.
         ragged: mm that the outline jumped forth and back from slice to slice, of labels that were to be followed.
         followed: components that a SAM 2 followed through the plane.
+        by_tissue: labels too thin for SAM that were outlined by their HU.
         changed_voxels: voxels whose label differs from the coarse one.
-        seconds: by stage: encode, decode, follow, total.
+        seconds: by stage: encode, decode, follow, tissue, total.
     """
 
     engine: str
@@ -43,6 +44,7 @@ class RefineReport:
     hold: dict[int, float] = field(default_factory=dict)
     ragged: dict[int, float] = field(default_factory=dict)
     followed: int = 0
+    by_tissue: list[int] = field(default_factory=list)
     changed_voxels: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 

@@ -4,7 +4,8 @@ Each component of the coarse mask on an axial slice gives a padded box; SAM has 
 component agree enough and SAM is sure enough. Where what comes of all slices together is another outline, SAM is asked
 about that again. No label comes onto a slice where the coarse mask has none, and SAM never sees slices without. Slices
 are visited from coarse to fine: one between two about which SAM agrees with the coarse mask is skipped.
-At last a SAM 2 follows ragged labels through the plane; see `following`.
+At last a SAM 2 follows ragged labels through the plane; see `following`. What is too thin for
+either is outlined by what it is made of; see `tissue`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from polycl.refinement.pieces import (
     together,
 )
 from polycl.refinement.report import RefineReport
+from polycl.refinement.tissue import outline
 from polycl.refinement.votes import Odds, hold_of, is_ragged, jump_mm, tally
 from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
 from polycl.sam.engine import Sight
@@ -118,6 +120,7 @@ class _Label:
         self.spacing = work.spacing
         self.mask = work.before == label
         self.label = label
+        self.present: list[int] = np.flatnonzero(self.mask.any(axis=(0, 1))).tolist()
         self.slices, self.region = self._survey()
         window = self._window()
         region = None if self.region == WHOLE else self.region
@@ -152,8 +155,7 @@ class _Label:
 
     def _masks(self) -> dict[int, NDArray[np.bool_]]:
         """The label as it is, in what SAM sees, on the slices that hold it."""
-        slices = np.flatnonzero(self.mask.any(axis=(0, 1))).tolist()
-        return {z: to_image(self.mask[:, :, z])[self.region].copy() for z in slices}
+        return {z: to_image(self.mask[:, :, z])[self.region].copy() for z in self.present if self.mask[:, :, z].any()}
 
     def _look(self, step: Callable[[int], None]) -> tuple[list[list[int]], dict[int, list[Accepted]]]:
         """The slices that SAM saw, picture by picture, and what is accepted on them."""
@@ -202,16 +204,18 @@ class _Label:
 
         The region is the same on every slice, so that SAM sees the organ at one scale.
         """
-        slices, spans = [], []
-        for z in np.flatnonzero(self.mask.any(axis=(0, 1))).tolist():
+        slices, spans, deep = [], [], 0
+        for z in self.present:
             pieces, small = self._pieces(z, WHOLE)
             self.report.small += small
+            deep += bool(pieces)
             if self.work.blurred:
                 self.report.blurred += len(pieces)
                 continue
             spans += [(piece.rows, piece.columns) for piece in pieces]
             if pieces:
                 slices.append(z)
+        self.is_thin = 2 * deep < len(self.present)  # or small, on most of its slices
         if not slices:
             return slices, WHOLE
         if (sight := self.work.engine.sight) is not None:
@@ -320,8 +324,10 @@ class _Work:
         self.spacing: Spacing = (self.canonical.spacing[1], self.canonical.spacing[0])
         self.between = self.canonical.spacing[2]
         self.report = RefineReport(engine.name, engine.sha256)
-        self.blurred = engine.sight is None and max(self.spacing) > how.max_pixel
-        """Whether pixels are too large for an engine that knows no CT."""
+        self.coarse = max(self.spacing) > how.max_pixel
+        """Whether pixels are large."""
+        self.blurred = engine.sight is None and self.coarse
+        """Whether they are too large for an engine that knows no CT."""
 
     def run(
         self, out: NDArray[np.uint8], cache: EmbeddingCache, ids: Collection[int] | None, progress: Progress | None
@@ -331,8 +337,9 @@ class _Work:
         wanted = [label for label in present if label and (ids is None or label in ids)]
         labels = [_Label(self, label, cache) for label in wanted]
         self.report.slices = sum(len(label.slices) for label in labels)
-        ragged = self._ragged(wanted)
-        total = self.report.slices * self.how.passes + sum(ragged.values())
+        thin = {one.label: len(one.present) for one in labels if self.coarse and self.how.tissue and one.is_thin}
+        ragged = self._ragged([label for label in wanted if label not in thin])
+        total = self.report.slices * self.how.passes + sum(ragged.values()) + sum(thin.values())
         done = 0
 
         def step(count: int) -> None:
@@ -345,6 +352,7 @@ class _Work:
         for z in sorted({z for found in claims for z in found}):
             compose(to_image(out[:, :, z]), [found[z] for found in claims if z in found])
         self._follow(out, ragged, step)
+        self._by_tissue(out, thin, step)
 
     def _ragged(self, wanted: Sequence[int]) -> dict[int, int]:
         """The labels to be followed through the plane, and how many slices hold each."""
@@ -356,6 +364,15 @@ class _Work:
             if is_ragged(mask, self.canonical.spacing, self.how.ragged):
                 self.report.ragged[label] = round(jump_mm(mask, self.canonical.spacing), 3)
         return {label: boxes[label - 1][2].stop - boxes[label - 1][2].start for label in self.report.ragged}
+
+    def _by_tissue(self, out: NDArray[np.uint8], thin: Mapping[int, int], step: Callable[[int], None]) -> None:
+        """Outline thin labels by their HU."""
+        started = time.perf_counter()
+        for label, slices in thin.items():
+            if outline(self.hu, out, label, self.canonical.spacing, self.how.tissue):
+                self.report.by_tissue.append(label)
+            step(slices)
+        self.report.seconds["tissue"] = time.perf_counter() - started
 
     def _follow(self, out: NDArray[np.uint8], ragged: Mapping[int, int], step: Callable[[int], None]) -> None:
         if self.follower is None or not ragged:

@@ -90,7 +90,7 @@ def is_ragged(mask: Mask, spacing: tuple[float, float, float], least_mm: float) 
     """
     return (
         jump_mm(mask, spacing) > least_mm
-        and _share_of_change(mask) > SWAY
+        and share_of_change(mask) > SWAY
         and (dice(mask[:, :, :-1], mask[:, :, 1:]) or 0.0) > STEADY
     )
 
@@ -107,7 +107,7 @@ def jump_mm(mask: Mask, spacing: tuple[float, float, float]) -> float:
     return _jumps(slices) / max(1, outline) * float(np.sqrt(spacing[0] * spacing[1]))
 
 
-def _share_of_change(mask: Mask) -> float:
+def share_of_change(mask: Mask) -> float:
     """Pixels that jump forth and back, as a share of those that differ between the slices below and above."""
     present = mask.any(axis=(0, 1))
     inner = np.flatnonzero(present[:-2] & present[1:-1] & present[2:]) + 1
