@@ -39,7 +39,7 @@ PROPOSED = "defaults"
 CEILING = "boxes of the reference"
 """SAM's own masks where the boxes are right: what boxes from a coarse mask can at most come to."""
 WITHIN = "reference within reach"
-"""The reference itself wherever the coarse mask lets SAM look: what no refinement here can surpass."""
+"""The reference itself wherever the coarse mask lets SAM look: what none by SAM can surpass."""
 FREE = {
     "max_pixel": 1000.0,
     "passes": 1,
