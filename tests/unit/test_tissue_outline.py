@@ -71,11 +71,11 @@ def test_a_thin_uneven_label_becomes_what_its_tissue_is() -> None:
     assert after > before + 0.05
 
 
-def test_what_a_sam_2_was_to_follow_but_is_too_thin_for_that_is_outlined_too() -> None:
+def test_what_is_ragged_but_too_thin_to_follow_is_outlined_too() -> None:
     bone = jaw()
     coarse = bone.copy()
     coarse[15:17, :, ::2] = False
-    assert is_ragged(coarse, SPACING, 0.05), "SAM 2 would be asked, and not take it"
+    assert is_ragged(coarse, SPACING, 0.05), "at smaller pixels a SAM 2 would be asked"
     result, done = refined(ct(bone), as_labels(coarse))
     assert done == [1]
     before, after = dice(coarse, bone), dice(result.voxels == 1, bone)

@@ -85,8 +85,8 @@ class Engines:
         except ModelError as error:
             return mask, {"refined": False, "reason": str(error)}
         try:
-            whole = self.follower(how)
-            result, report = refine(image, mask, engine, self.cache, how, progress, labels=labels, follower=whole)
+            follower = self.follower(how)
+            result, report = refine(image, mask, engine, self.cache, how, progress, labels=labels, follower=follower)
         except MemoryError:
             return mask, {"refined": False, "reason": "there was not enough memory to refine"}
         return result, {"refined": True, "refinement": report.as_dict()}

@@ -180,8 +180,8 @@ def compose(labels: NDArray[np.uint8], claims: Sequence[Claim]) -> None:
 
 
 def touching(candidate: NDArray[np.bool_], coarse: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The components of `candidate` that share a pixel with `coarse`."""
-    components, count = ndimage.label(candidate, EIGHT_NEIGHBOURS)
+    """The components of `candidate`, in 2D or 3D (corners touching), that share a pixel with `coarse`."""
+    components, count = ndimage.label(candidate, ndimage.generate_binary_structure(candidate.ndim, candidate.ndim))
     kept = np.zeros(count + 1, dtype=bool)
     kept[components[coarse]] = True
     kept[0] = False

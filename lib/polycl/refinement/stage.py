@@ -121,7 +121,8 @@ class _Label:
         self.mask = work.before == label
         self.label = label
         self.present: list[int] = np.flatnonzero(self.mask.any(axis=(0, 1))).tolist()
-        self.slices, self.region = self._survey()
+        self.slices, spans, self.is_thin = self._survey()
+        self.region = self._region(spans) if spans else WHOLE
         window = self._window()
         region = None if self.region == WHOLE else self.region
         self.encoder = SliceEncoder(work.volume, work.engine, window, cache, region)
@@ -199,36 +200,37 @@ class _Label:
     def _pieces(self, z: int, region: Region) -> tuple[list[Piece], int]:
         return pieces_of(to_image(self.mask[:, :, z])[region], self.spacing, self.how)
 
-    def _survey(self) -> tuple[list[int], Region]:
-        """Slices that hold something to refine, and the region that SAM sees of each.
+    def _survey(self) -> tuple[list[int], list[Region], bool]:
+        """Slices with pieces to ask SAM about, where these lie, and whether the label is thin:
 
-        The region is the same on every slice, so that SAM sees the organ at one scale.
+        too thin or small to ask about on most of its slices. Where pixels are too large there is nothing to ask.
         """
-        slices, spans, deep = [], [], 0
+        slices, spans = [], []
         for z in self.present:
             pieces, small = self._pieces(z, WHOLE)
             self.report.small += small
-            deep += bool(pieces)
-            if self.work.blurred:
-                self.report.blurred += len(pieces)
-                continue
             spans += [(piece.rows, piece.columns) for piece in pieces]
             if pieces:
                 slices.append(z)
-        self.is_thin = 2 * deep < len(self.present)  # or small, on most of its slices
-        if not slices:
-            return slices, WHOLE
+        is_thin = 2 * len(slices) < len(self.present)
+        if self.work.blurred:
+            self.report.blurred += len(spans)
+            return [], [], is_thin
+        return slices, spans, is_thin
+
+    def _region(self, spans: list[Region]) -> Region:
+        """What SAM sees of each slice, the same on all: so it sees the organ at one scale."""
         if (sight := self.work.engine.sight) is not None:
-            return slices, self._region_of(sight, spans)
+            return self._region_of(sight, spans)
         if self.how.crop_margin is None:
-            return slices, WHOLE
+            return WHOLE
         sides = []
         for axis, length in enumerate(to_image(self.mask[:, :, 0]).shape):
             low, high = min(span[axis].start for span in spans), max(span[axis].stop for span in spans)
             missing = (self.how.min_crop / self.spacing[axis] - (high - low)) / 2
             pad = round(max(self.how.crop_margin / self.spacing[axis], missing))
             sides.append(slice(max(0, low - pad), min(length, high + pad)))
-        return slices, (sides[0], sides[1])
+        return sides[0], sides[1]
 
     def _region_of(self, sight: Sight, spans: list[Region]) -> Region:
         """What a network of that sight sees of all slices: the label where it is widest, and around it."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from polycl.metrics import dice
+from polycl.refinement.pieces import touching
 from polycl.refinement.votes import share_of_change
 
 Mask = NDArray[np.bool_]
@@ -103,8 +104,7 @@ def _same_parts(found: Mask, mask: Mask) -> Mask:
 
     These are a component that would lose too much, and the mask on a slice where nothing was found.
     """
-    islands, _ = ndimage.label(found, TOUCHING)
-    kept: Mask = np.isin(islands, np.unique(islands[mask & found])) & found
+    kept = touching(found, mask)
     components, number = ndimage.label(mask, TOUCHING)
     had = np.bincount(components.ravel(), minlength=number + 1)
     has = np.bincount(components[kept], minlength=number + 1)
