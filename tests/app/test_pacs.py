@@ -3,7 +3,8 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,17 @@ def test_series_used_long_ago_make_room(
     place = Path(store.get_image_uri(old))
     monkeypatch.setattr(store, "_room", 1)
     os.utime(place.with_name(old), (1, 1))
+    watching = threading.Thread(target=store.refresh)
+
+    def unlinked(path: Path, missing_ok: bool = False, unlink: Callable[..., None] = Path.unlink) -> None:
+        if path == place:  # whoever watches the folder looks at the worst of moments
+            watching.start()
+            watching.join(0.1)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlinked)
     store.get_image_uri(new)
+    watching.join()
     assert not place.exists()
     assert not place.with_name(old).exists()
     assert old not in store._datastore.objects

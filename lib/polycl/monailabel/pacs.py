@@ -265,8 +265,8 @@ class PacsStore(DICOMWebDatastore, IndexedStore):  # type: ignore[misc, unused-i
             with self._changing():
                 if self._labels(uid):
                     return False
+                target.unlink(missing_ok=True)  # under the lock: what watches the folder would list it again
                 self._datastore.objects.pop(uid, None)
-            target.unlink(missing_ok=True)
             shutil.rmtree(target.with_name(uid), ignore_errors=True)
             return True
         finally:
