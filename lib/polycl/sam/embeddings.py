@@ -267,13 +267,14 @@ _hashing = threading.Lock()
 
 
 def content_hash(volume: Volume) -> str:
-    """A hash of a volume's voxels in canonical axes, the same for all 48 axis orders; computed once for each object."""
+    """A hash of a volume's voxels in canonical axes, the same for all 48 axis orders; computed once for each volume."""
+    canonical = volume.canonical()
     with _hashing:
-        if (known := _hashes.get(volume)) is not None:
+        if (known := _hashes.get(canonical)) is not None:
             return known
-    voxels = volume.canonical().voxels
+    voxels = canonical.voxels
     digest = hashlib.blake2b(f"{voxels.dtype.str} {voxels.shape}".encode(), digest_size=20)
     for index in range(voxels.shape[2]):
         digest.update(voxels[:, :, index].T.tobytes())
     with _hashing:
-        return _hashes.setdefault(volume, digest.hexdigest())
+        return _hashes.setdefault(canonical, digest.hexdigest())

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,14 @@ class Volume:
         return Volume(voxels, self.affine)
 
     def canonical(self) -> "Volume":
-        """The same volume in the axis order and directions closest to R-A-S. The voxels are a view, not a copy."""
+        """The same volume in the axis order and directions closest to R-A-S, always the same object.
+
+        The voxels are a view, not a copy.
+        """
+        return self if self.axcodes == "RAS" else self._canonical
+
+    @cached_property
+    def _canonical(self) -> "Volume":
         return Volume(canonical_view(self.voxels, self.affine), canonical_affine(self.shape, self.affine), self.window)
 
     def same_grid(self, other: "Volume", tolerance: float = SAME_GRID_MM) -> bool:
