@@ -22,7 +22,6 @@ from polycl.metrics import dice
 from polycl.propagate.engine import VideoEngine
 from polycl.refinement.parameters import Ask, RefineParameters
 from polycl.refinement.pieces import (
-    EIGHT_NEIGHBOURS,
     Accepted,
     Answer,
     Claim,
@@ -36,20 +35,16 @@ from polycl.refinement.pieces import (
 )
 from polycl.refinement.report import RefineReport
 from polycl.refinement.tissue import outline
+from polycl.refinement.view import WHOLE, region_of, window_of
 from polycl.refinement.votes import Odds, hold_of, is_ragged, jump_mm, tally
 from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
-from polycl.sam.engine import Sight
-from polycl.sam.regions import Region, region_around
+from polycl.sam.regions import Region
 from polycl.sam.slices import Mosaic, SliceEncoder
 from polycl.volume import Volume
 from polycl.volume.checks import to_label
-from polycl.window import Window, seen_through
 
 Progress = Callable[[int, int], None]
 """Called with slices done and in all, each as often as there are passes, and once if followed; may raise to stop."""
-WHOLE: Region = (slice(None), slice(None))
-LEVEL_STEP = 10
-"""HU."""
 OWN_CACHE_BYTES = 1 << 28
 """For labels that see the same slices."""
 
@@ -122,12 +117,14 @@ class _Label:
         self.label = label
         self.present: list[int] = np.flatnonzero(self.mask.any(axis=(0, 1))).tolist()
         self.slices, spans, self.is_thin = self._survey()
-        self.region = self._region(spans) if spans else WHOLE
-        window = self._window()
+        columns, rows, _ = self.mask.shape
+        sight = work.engine.sight
+        self.region = region_of(spans, (rows, columns), self.spacing, self.how, sight) if spans else WHOLE
         region = None if self.region == WHOLE else self.region
+        window = window_of(self.mask, self.slices, work.canonical, self.how)
         self.encoder = SliceEncoder(work.volume, work.engine, window, cache, region)
         shape = to_image(self.mask[:, :, 0])[self.region].shape
-        tiles = self.how.tiles if work.engine.sight is None else 1  # it would see each slice too small
+        tiles = self.how.tiles if sight is None else 1  # it would see each slice too small
         self.mosaic = Mosaic(tiles, (shape[0], shape[1]))
 
     def run(self, step: Callable[[int], None]) -> dict[int, Claim]:
@@ -217,48 +214,6 @@ class _Label:
             self.report.blurred += len(spans)
             return [], [], is_thin
         return slices, spans, is_thin
-
-    def _region(self, spans: list[Region]) -> Region:
-        """What SAM sees of each slice, the same on all: so it sees the organ at one scale."""
-        if (sight := self.work.engine.sight) is not None:
-            return self._region_of(sight, spans)
-        if self.how.crop_margin is None:
-            return WHOLE
-        sides = []
-        for axis, length in enumerate(to_image(self.mask[:, :, 0]).shape):
-            low, high = min(span[axis].start for span in spans), max(span[axis].stop for span in spans)
-            missing = (self.how.min_crop / self.spacing[axis] - (high - low)) / 2
-            pad = round(max(self.how.crop_margin / self.spacing[axis], missing))
-            sides.append(slice(max(0, low - pad), min(length, high + pad)))
-        return sides[0], sides[1]
-
-    def _region_of(self, sight: Sight, spans: list[Region]) -> Region:
-        """What a network of that sight sees of all slices: the label where it is widest, and around it."""
-        (top, bottom), (left, right) = (
-            (min(span[axis].start for span in spans), max(span[axis].stop for span in spans) - 1) for axis in (0, 1)
-        )
-        longest = max(
-            max((part.stop - part.start) * mm for part, mm in zip(span, self.spacing, strict=True)) for span in spans
-        )
-        whole = max((bottom - top + 1) * self.spacing[0], (right - left + 1) * self.spacing[1])
-        side = max(sight.coverage * longest, sight.least, whole + 2 * self.how.reach)
-        shape = to_image(self.mask[:, :, 0]).shape
-        return region_around((left, top, right, bottom), side, (shape[0], shape[1]), self.spacing)
-
-    def _window(self) -> Window:
-        """The window asked for; without one, around the middle value of the label's inside."""
-        if self.how.window is not None:
-            return seen_through(self.how.window, self.work.volume.window)
-        inside = [
-            self.work.hu[:, :, z][core if core.any() else self.mask[:, :, z]]
-            for z in self.slices
-            for core in [ndimage.binary_erosion(self.mask[:, :, z], EIGHT_NEIGHBOURS)]
-        ]
-        values = np.concatenate(inside) if inside else np.zeros(1)
-        finite = values[np.isfinite(values)]
-        level = float(np.median(finite)) if len(finite) else 0.0
-        # Rounded, so that masks that hardly differ share embeddings.
-        return Window(level=round(level / LEVEL_STEP) * LEVEL_STEP, width=self.how.contrast)
 
     def _readable(self, z: int) -> bool:
         """Whether the slice is all numbers; one that is not stays as it is, and is counted."""
