@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polycl.components import touching
 from polycl.metrics import dice
 from polycl.refinement.parameters import Ask, RefineParameters
 from polycl.sam import Masks, Prompts, mask_prompt
@@ -179,20 +180,14 @@ def compose(labels: NDArray[np.uint8], claims: Sequence[Claim]) -> None:
         surest[wins] = new.strength[wins]
 
 
-def touching(candidate: NDArray[np.bool_], coarse: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The components of `candidate`, in 2D or 3D (corners touching), that share a pixel with `coarse`."""
-    components, count = ndimage.label(candidate, ndimage.generate_binary_structure(candidate.ndim, candidate.ndim))
-    kept = np.zeros(count + 1, dtype=bool)
-    kept[components[coarse]] = True
-    kept[0] = False
-    found: NDArray[np.bool_] = kept[components]
-    return found
-
-
 def edge_distance(mask: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float64]:
     """Distance in mm of each pixel to the nearest one across the mask's edge; outside of all is outside."""
     if mask.all():
         return depth(mask, spacing)
-    inside = ndimage.distance_transform_edt(mask, sampling=spacing)
-    distance: NDArray[np.float64] = inside + ndimage.distance_transform_edt(~mask, sampling=spacing)
+    distance: NDArray[np.float64] = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    if mask.any():
+        rows, columns = ndimage.find_objects(mask.view(np.uint8))[0]
+        # The nearest pixel outside is at most one beyond the mask's bounds.
+        near = (slice(max(0, rows.start - 1), rows.stop + 1), slice(max(0, columns.start - 1), columns.stop + 1))
+        distance[near] += ndimage.distance_transform_edt(mask[near], sampling=spacing)
     return distance

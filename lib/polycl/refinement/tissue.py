@@ -14,20 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polycl.appearance import AROUND_MM, Appearance, moved
+from polycl.components import touching
 from polycl.metrics import dice
-from polycl.refinement.pieces import touching
 from polycl.refinement.votes import share_of_change
 
 Mask = NDArray[np.bool_]
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
-AROUND_MM = 12.0
-"""From the mask: so far reaches what it is compared with, and nothing further away joins it."""
-LOWEST, HIGHEST, BIN = -1000, 2000, 50
-"""HU of a histogram, and of each of its bins; what is beyond either end is in the last one."""
-SURE = 2.0
-"""Log-odds that HU count at most."""
-PER_MM = 0.6
-"""Log-odds that each mm from its edge counts for the mask."""
 SMOOTH_MM = 2.0
 """Standard deviation of the Gaussian that averages the log-odds."""
 UNEVEN = 0.03
@@ -88,13 +81,12 @@ def _outlined(
         return None
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
     around = ~mask & (outside < AROUND_MM)
-    odds = _tissue(values, mask, around)
-    if odds is None:
+    look = Appearance.of(values[mask], values[around])
+    if look.shared > DISTINCT:
         return None
-    half = max(spacing[:2]) / 2  # from the middle of a pixel to its edge
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
-    odds = count * odds + PER_MM * (np.maximum(inside - half, 0) - np.maximum(outside - half, 0))
-    odds = ndimage.gaussian_filter(odds, [SMOOTH_MM / mm for mm in spacing])
+    deviations = [SMOOTH_MM / mm for mm in spacing]
+    odds = moved(count * look.odds(values), inside, outside, max(spacing[:2]) / 2, deviations)
     found = (odds > 0) & (mask | (around & free)) & mask.any(axis=(0, 1))
     return _same_parts(found, mask)
 
@@ -118,20 +110,3 @@ def _without_crumbs(mask: Mask) -> Mask:
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     return np.isin(components, np.flatnonzero(sizes >= CRUMB * sizes.max()))
-
-
-def _tissue(values: NDArray[np.float32], mask: Mask, around: Mask) -> NDArray[np.float64] | None:
-    """How much likelier each HU is in the mask than around it, log-odds; None where both are much alike."""
-    count = (HIGHEST - LOWEST) // BIN
-    bins = np.clip((values - LOWEST) // BIN, 0, count - 1).astype(np.intp)
-
-    def histogram(where: Mask) -> NDArray[np.float64]:
-        smooth = ndimage.gaussian_filter1d(np.bincount(bins[where], minlength=count).astype(float), 1.0) + 1
-        shares: NDArray[np.float64] = smooth / smooth.sum()
-        return shares
-
-    within, without = histogram(mask), histogram(around)
-    if np.minimum(within, without).sum() > DISTINCT:
-        return None
-    odds: NDArray[np.float64] = np.clip(np.log(within / without), -SURE, SURE)[bins]
-    return odds

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polycl.components import touching
 from polycl.metrics import dice
 from polycl.refinement.parameters import RefineParameters
-from polycl.refinement.pieces import EIGHT_NEIGHBOURS, Accepted, edge_distance, touching
+from polycl.refinement.pieces import EIGHT_NEIGHBOURS, Accepted, edge_distance
 from polycl.sam.regions import Region
 
 Mask = NDArray[np.bool_]
