@@ -41,7 +41,9 @@ def run(settings: Settings) -> dict[str, Any]:
         print(f"refine: not measured, {error.in_full()}")  # noqa: T201
         return {}
     phantom = make_phantom(0, shape=SHAPE, spacing=SPACING)
-    image, liver = phantom.image.canonical(), phantom.labels.canonical().voxels == LABELS["liver"]
+    image = phantom.image.canonical()
+    image = image.with_voxels(np.asfortranarray(image.voxels))  # as files are read
+    liver = np.asfortranarray(phantom.labels.canonical().voxels == LABELS["liver"])
     masks = {"good": liver, "coarse": stepped(liver), "ragged": ragged(liver)}
     whole = follower(settings)
     rows = [measure(engine, image, name, mask, whole) for name, mask in masks.items()]

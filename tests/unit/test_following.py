@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fake_sam import Unasked
+from fake_sam import FakeSam, Unasked
 from fake_sam2 import FakeSam2
 from polycl.errors import Cancelled
 from polycl.metrics import dice
@@ -63,6 +63,21 @@ def test_a_ragged_label_becomes_what_a_sam2_follows() -> None:
     assert (dice(labels > 0, truth) or 0) < 0.9
     assert (dice(result > 0, truth) or 0) > 0.95
     assert report.changed_voxels == np.count_nonzero(result != labels)
+
+
+def test_sam_is_asked_once_about_nine_slices_a_picture_of_what_is_followed() -> None:
+    image, labels = bright(), bright().with_voxels(ragged())
+    reports = []
+    for follow in (0.1, None):
+        told: list[tuple[int, int]] = []
+        how = RefineParameters(follow=follow, min_depth=0, stride=1, passes=3)
+        _, report = refine(
+            image, labels, FakeSam(), None, how, lambda *step, told=told: told.append(step), follower=FakeSam2()
+        )
+        assert report.encoded == 10
+        assert told[-1] == (told[-1][1],) * 2
+        reports.append((report.encodings, told[-1][1]))
+    assert reports == [(2, 10 + 10), (3, 3 * 10)]
 
 
 def test_an_even_label_is_left_alone() -> None:

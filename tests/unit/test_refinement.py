@@ -433,6 +433,27 @@ def test_the_mean_of_several_answers_counts_if_they_agree() -> None:
     assert (three.accepted, three.kept) == (0, 14)
 
 
+def test_answers_that_agree_end_the_asking() -> None:
+    image, coarse, truth = volumes()
+    asks = ("box", "box+mask", "box+point+mask")
+
+    class FillsBoxes(Threshold):
+        """Whatever is inside, when it is told of a box alone."""
+
+        def decode(self, embedding: Embedding, prompts: Prompts) -> Masks:
+            masks = super().decode(embedding, prompts)
+            return masks if prompts.mask_logits is not None else Masks(masks.logits + 4.5, masks.scores, masks.low)
+
+    def told(engine: Threshold, **others: Any) -> tuple[int, int]:
+        result, _ = refine(image, coarse, engine, None, like(asks=asks, stride=1, band=None, **others))
+        np.testing.assert_array_equal(result.voxels, truth)
+        return len(engine.prompts), sum(len(one.points) for one in engine.prompts)
+
+    assert told(Threshold()) == (28, 0)
+    assert told(Threshold(), unanimous=1.1) == (42, 14)
+    assert told(FillsBoxes(), min_agreement=0.5) == (42, 14)
+
+
 def test_pictures_are_shared_by_those_who_refine_again() -> None:
     image, coarse, _ = volumes()
     engine, cache = Threshold(), EmbeddingCache(1 << 20)

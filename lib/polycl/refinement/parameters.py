@@ -44,6 +44,11 @@ class RefineParameters(Parameters):
         min_length=1,
         description="what SAM is told of a component, its innermost pixel being the point; the answers are averaged",
     )
+    unanimous: float = Field(
+        default=0.95,
+        ge=0,
+        description="where its first two answers agree to this Dice SAM is not told the rest; above 1: always",
+    )
     passes: int = Field(default=2, ge=1, le=4, description="times that SAM is asked, then about what came of it")
     asks_again: tuple[Ask, ...] = Field(
         default=("box+point+mask",),
@@ -64,6 +69,12 @@ class RefineParameters(Parameters):
     min_crop: float = Field(default=120.0, gt=0, description="smallest side of that region")
     tiles: int = Field(
         default=2, ge=1, le=4, description="so many by so many slices in one picture, which costs one encoding"
+    )
+    tiles_if_followed: int = Field(
+        default=3,
+        ge=1,
+        le=4,
+        description="the same for a ragged label, which a SAM 2 follows after one pass",
     )
     min_agreement: float = Field(default=0.8, ge=0, le=1, description="least Dice of SAM's mask with the component")
     min_score: float = Field(default=0.75, description="least score that SAM gives its own mask")

@@ -38,6 +38,7 @@ from polycl.refinement.tissue import outline
 from polycl.refinement.view import WHOLE, region_of, window_of
 from polycl.refinement.votes import Odds, hold_of, is_ragged, jump_mm, tally
 from polycl.sam import Embedding, EmbeddingCache, Engine, to_image
+from polycl.sam.engine import Masks
 from polycl.sam.regions import Region
 from polycl.sam.slices import Mosaic, SliceEncoder
 from polycl.volume import Volume
@@ -117,6 +118,9 @@ class _Label:
         self.label = label
         self.present: list[int] = np.flatnonzero(self.mask.any(axis=(0, 1))).tolist()
         self.slices, spans, self.is_thin = self._survey()
+        self.jumps = 0.0 if self.is_thin else self._jumps()
+        if self.jumps:  # SAM has not the last word
+            self.how = self.how.model_copy(update={"tiles": self.how.tiles_if_followed, "passes": 1})
         columns, rows, _ = self.mask.shape
         sight = work.engine.sight
         self.region = region_of(spans, (rows, columns), self.spacing, self.how, sight) if spans else WHOLE
@@ -198,22 +202,32 @@ class _Label:
         return pieces_of(to_image(self.mask[:, :, z])[region], self.spacing, self.how)
 
     def _survey(self) -> tuple[list[int], list[Region], bool]:
-        """Slices with pieces to ask SAM about, where these lie, and whether the label is thin:
+        """Slices with pieces to ask SAM about, where these lie, and whether the label is to be outlined by its tissue:
 
         too thin or small to ask about on most of its slices. Where pixels are too large there is nothing to ask.
         """
-        slices, spans = [], []
+        slices: list[int] = []
+        spans: list[Region] = []
+        rows, columns = ndimage.find_objects(to_image(self.mask.any(axis=2)).astype(np.uint8))[0]
         for z in self.present:
-            pieces, small = self._pieces(z, WHOLE)
+            pieces, small = self._pieces(z, (rows, columns))
             self.report.small += small
-            spans += [(piece.rows, piece.columns) for piece in pieces]
+            spans += [(_moved(piece.rows, rows.start), _moved(piece.columns, columns.start)) for piece in pieces]
             if pieces:
                 slices.append(z)
-        is_thin = 2 * len(slices) < len(self.present)
+        is_thin = self.work.coarse and self.how.tissue > 0 and 2 * len(slices) < len(self.present)
         if self.work.blurred:
             self.report.blurred += len(spans)
             return [], [], is_thin
         return slices, spans, is_thin
+
+    def _jumps(self) -> float:
+        """Mm that the outline jumps forth and back from slice to slice, on average; 0 if it is not to be followed."""
+        if self.work.follower is None or self.how.follow is None:
+            return 0.0
+        spacing = self.work.canonical.spacing
+        mask = self.mask[self.work.boxes[self.label - 1]]
+        return jump_mm(mask, spacing) if is_ragged(mask, spacing, self.how.ragged) else 0.0
 
     def _readable(self, z: int) -> bool:
         """Whether the slice is all numbers; one that is not stays as it is, and is counted."""
@@ -250,18 +264,24 @@ class _Label:
         return accepted
 
     def _answers(self, pieces: list[Piece], asks: Sequence[Ask], embedding: Embedding, number: int) -> list[Answer]:
-        """What SAM answers about each piece of picture `number`."""
-        prompts = [
-            prompts_for(piece, ask, self.spacing, self.how.box_margin, self.mosaic, number)
-            for piece in pieces
-            for ask in asks
-        ]
-        masks = self.work.engine.decode_many(embedding, prompts)
-        parts = [one.part(self.mosaic.tile(number)) for one in masks]
-        return [
-            together(piece, parts[n * len(asks) : (n + 1) * len(asks)], self.spacing, self.how.reach)
-            for n, piece in enumerate(pieces)
-        ]
+        """What SAM answers about each piece of picture `number`; those of two answers that are one get no third."""
+        found: list[list[Masks]] = [[] for _ in pieces]
+        answers: dict[int, Answer] = {}
+        left = [*range(len(pieces))]
+        for some in (asks[:2], asks[2:]):
+            wanted = [(n, ask) for n in left for ask in some]
+            prompts = [
+                prompts_for(pieces[n], ask, self.spacing, self.how.box_margin, self.mosaic, number) for n, ask in wanted
+            ]
+            for (n, _), masks in zip(wanted, self.work.engine.decode_many(embedding, prompts), strict=True):
+                found[n].append(masks.part(self.mosaic.tile(number)))
+            answers |= {n: together(pieces[n], found[n], self.spacing, self.how.reach) for n in left}
+            left = [n for n in left if answers[n].consent < self.how.unanimous]
+        return [answers[n] for n in range(len(pieces))]
+
+
+def _moved(part: slice, start: int) -> slice:
+    return slice(part.start + start, part.stop + start)
 
 
 class _Work:
@@ -281,6 +301,8 @@ class _Work:
         self.spacing: Spacing = (self.canonical.spacing[1], self.canonical.spacing[0])
         self.between = self.canonical.spacing[2]
         self.report = RefineReport(engine.name, engine.sha256)
+        self.boxes = ndimage.find_objects(before)
+        """Of label 1, 2 and so on; None where there is none."""
         self.coarse = max(self.spacing) > how.max_pixel
         """Whether pixels are large."""
         self.blurred = engine.sight is None and self.coarse
@@ -294,9 +316,11 @@ class _Work:
         wanted = [label for label in present if label and (ids is None or label in ids)]
         labels = [_Label(self, label, cache) for label in wanted]
         self.report.slices = sum(len(label.slices) for label in labels)
-        thin = {one.label: len(one.present) for one in labels if self.coarse and self.how.tissue and one.is_thin}
-        ragged = self._ragged([label for label in wanted if label not in thin])
-        total = self.report.slices * self.how.passes + sum(ragged.values()) + sum(thin.values())
+        thin = {one.label: len(one.present) for one in labels if one.is_thin}
+        ragged = {one.label: len(one.present) for one in labels if one.jumps}
+        self.report.ragged = {one.label: round(one.jumps, 3) for one in labels if one.jumps}
+        asking = sum(len(label.slices) * label.how.passes for label in labels)
+        total = asking + sum(ragged.values()) + sum(thin.values())
         done = 0
 
         def step(count: int) -> None:
@@ -310,17 +334,6 @@ class _Work:
             compose(to_image(out[:, :, z]), [found[z] for found in claims if z in found])
         self._follow(out, ragged, step)
         self._by_tissue(out, thin, step)
-
-    def _ragged(self, wanted: Sequence[int]) -> dict[int, int]:
-        """The labels to be followed through the plane, and how many slices hold each."""
-        if self.follower is None or self.how.follow is None:
-            return {}
-        boxes = ndimage.find_objects(self.before)
-        for label in wanted:
-            mask = self.before[boxes[label - 1]] == label
-            if is_ragged(mask, self.canonical.spacing, self.how.ragged):
-                self.report.ragged[label] = round(jump_mm(mask, self.canonical.spacing), 3)
-        return {label: boxes[label - 1][2].stop - boxes[label - 1][2].start for label in self.report.ragged}
 
     def _by_tissue(self, out: NDArray[np.uint8], thin: Mapping[int, int], step: Callable[[int], None]) -> None:
         """Outline thin labels by their HU."""
