@@ -36,8 +36,13 @@ class Appearance:
 
     @classmethod
     def of(cls, within: NDArray[Any], around: NDArray[Any]) -> Appearance:
-        """Of the HU within and around, of any shape. Each bin counts one more, so that few voxels tell little."""
-        inside, outside = _histogram(within), _histogram(around)
+        """Of the HU within and around, of any shape; of few voxels they tell little.
+
+        Both histograms are mixed with the same even one, by as much as the smaller sample would be if each bin counted
+        one more: HU that neither has tell nothing.
+        """
+        even = BINS / (BINS + min(within.size, around.size))
+        inside, outside = ((1 - even) * _histogram(values) + even / BINS for values in (within, around))
         by_bin = np.clip(np.log(inside / outside), -SURE, SURE)
         return cls(by_bin, float(np.minimum(inside, outside).sum()))
 
@@ -76,7 +81,7 @@ def _bins(values: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def _histogram(values: NDArray[Any]) -> NDArray[np.float64]:
-    """The share of each bin."""
-    smooth = ndimage.gaussian_filter1d(np.bincount(_bins(values).ravel(), minlength=BINS).astype(float), 1.0) + 1
+    """The share of each bin. There must be values."""
+    smooth = ndimage.gaussian_filter1d(np.bincount(_bins(values).ravel(), minlength=BINS).astype(float), 1.0)
     shares: NDArray[np.float64] = smooth / smooth.sum()
     return shares
