@@ -119,7 +119,7 @@ class _Label:
         self.present: list[int] = np.flatnonzero(self.mask.any(axis=(0, 1))).tolist()
         self.slices, spans, self.is_thin = self._survey()
         self.jumps = 0.0 if self.is_thin else self._jumps()
-        if self.jumps:  # SAM has not the last word
+        if self.jumps:  # SAM should not have the last word
             self.how = self.how.model_copy(update={"tiles": self.how.tiles_if_followed, "passes": 1})
         columns, rows, _ = self.mask.shape
         sight = work.engine.sight
@@ -227,7 +227,10 @@ class _Label:
             return 0.0
         spacing = self.work.canonical.spacing
         mask = self.mask[self.work.boxes[self.label - 1]]
-        return jump_mm(mask, spacing) if is_ragged(mask, spacing, self.how.ragged) else 0.0
+        if not is_ragged(mask, spacing, self.how.ragged):
+            return 0.0
+        followable = all(np.isfinite(self.work.hu[:, :, z]).all() for z in self.present)
+        return jump_mm(mask, spacing) if followable else 0.0
 
     def _readable(self, z: int) -> bool:
         """Whether the slice is all numbers; one that is not stays as it is, and is counted."""
@@ -270,6 +273,8 @@ class _Label:
         left = [*range(len(pieces))]
         for some in (asks[:2], asks[2:]):
             wanted = [(n, ask) for n in left for ask in some]
+            if not wanted:
+                break
             prompts = [
                 prompts_for(pieces[n], ask, self.spacing, self.how.box_margin, self.mosaic, number) for n, ask in wanted
             ]
