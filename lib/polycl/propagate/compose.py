@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polycl.propagate.contour import Appearances, contour
 from polycl.propagate.edges import Edges
 from polycl.propagate.ending import one_object
 from polycl.propagate.engine import LARGEST
@@ -21,12 +22,15 @@ from polycl.propagate.sweep import Found
 from polycl.volume import Volume
 
 SLICES_AT_A_TIME = 16
+TAPERS = 0.5
+"""Of the area on an annotated slice: with less the object ends near there, if it has not yet, and nothing joins it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Object:
     """One label's result: logits over the frames of a grid, by slice, and how its outlines follow the CT.
 
+    `appearances` is what HU tell of it, and `count` how much that counts.
     `finer` gives what comes to the logits of a slice in its own voxels, [x1 - x0, y1 - y0] over the grid's box, if
     anything does. It sharpens what is there: pieces of its own do not count.
     """
@@ -36,6 +40,16 @@ class Object:
     logits: Mapping[int, torch.Tensor]
     edges: Edges | None = None
     finer: Callable[[int], NDArray[np.float32] | None] = lambda z: None
+    appearances: Appearances | None = None
+    count: float = 1.0
+
+    def tapers(self, z: int) -> bool:
+        """Whether slice `z` shows little of the object beside the annotated slices next to it."""
+        beside = self.appearances.beside(z) if self.appearances is not None else ()
+        return self._area(z) < TAPERS * max(map(self._area, beside), default=0)
+
+    def _area(self, z: int) -> int:
+        return int((self.logits[z] > 0).sum()) if z in self.logits else 0
 
 
 def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
@@ -120,9 +134,12 @@ def paint(objects: Collection[Object], volume: Volume, out: NDArray[np.uint8]) -
                 for z, smooth in zip(here, restored, strict=True):
                     finer = one.finer(z)
                     plane = smooth if finer is None else _sharpened(smooth, finer)
+                    x0, x1, y0, y1 = one.grid.box
+                    hu = volume.voxels[x0:x1, y0:y1, z]
                     if one.edges is not None:
-                        x0, x1, y0, y1 = one.grid.box
-                        plane = one.edges.follow(plane, volume.voxels[x0:x1, y0:y1, z], volume.spacing[0])
+                        plane = one.edges.follow(plane, hu, volume.spacing[0])
+                    if one.appearances is not None and (look := one.appearances.on(z)) is not None:
+                        plane = contour(plane, hu, volume.spacing[:2], look, one.count, joins=not one.tapers(z))
                     planes[z].append((one.label, one.grid.box, plane))
         for z, candidates in planes.items():
             _paint_slice(out[:, :, z], candidates)

@@ -46,7 +46,7 @@ class Edges:
         """Logits [X, Y] of an object, moved to the edges of the same part of a slice; `spacing` in mm."""
         pixels = max(1, round(self.reach / spacing))
         out = np.full_like(logits, -SURE)
-        part = _around(logits > -SURE / 2, 3 * pixels)
+        part = box_around(logits > -SURE / 2, 3 * pixels)
         if part is None:
             return out
         guide = np.clip((hu[part].astype(np.float32) - self.median) / self.contrast, -1, 1)
@@ -122,7 +122,7 @@ def _inexact(grid: FrameGrid, side: int, annotated: NDArray[np.bool_]) -> torch.
     return torch.from_numpy(np.stack(soft))
 
 
-def _around(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice] | None:
+def box_around(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice] | None:
     """The box of a mask with a margin; None if it is empty."""
     ends = []
     for axis, count in enumerate(mask.shape):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from polycl.propagate.compose import Object, blend, bridged, keep_connected
+from polycl.propagate.contour import Appearances
 from polycl.propagate.edges import Edges, Trial, choose
 from polycl.propagate.ending import Ending, Looks, one_object
 from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
@@ -123,7 +124,8 @@ class Group:
                 for z in (run.start.z, *outcome.found)
                 if z not in as_given
             }
-            made.append(Object(label, self.grid, found, self._edges(label), partial(self._finer, label, shares)))
+            finer, count = partial(self._finer, label, shares), self.scene.how.appearance
+            made.append(Object(label, self.grid, found, self._edges(label), finer, self._appearances(label), count))
         return made
 
     def _finer(self, label: int, shares: Mapping[int, float], z: int) -> NDArray[np.float32] | None:
@@ -138,10 +140,35 @@ class Group:
         """How the outlines of a label follow the CT: tried on the slices of it that were annotated."""
         if not self.scene.how.edges:
             return None
-        outlined = [(mark, seed.mask) for mark, seed in self.seeds[label].items() if seed.mask is not None]
-        present = [one for one in outlined if one[0].present][:TRIED_ON]
-        trials = [self._trial(label, mark, mask) for mark, mask in present]
+        trials = [self._trial(label, mark, mask) for mark, mask in self._outlined(label)[:TRIED_ON]]
         return choose(self.grid, self._side, self.scene.volume.spacing[0], trials)
+
+    def _appearances(self, label: int) -> Appearances | None:
+        """What HU tell of a label: by its annotated slices as outlined, or as the network has them by points."""
+        if not self.scene.how.appearance:
+            return None
+        volume = self.scene.volume
+        slices = {
+            mark.z: (
+                volume.voxels[:, :, mark.z],
+                self._prompted_plane(label, mark) if seed.mask is None else seed.mask,
+            )
+            for mark, seed in self.seeds[label].items()
+            if mark.present
+        }
+        return Appearances(slices, volume.spacing[:2])
+
+    def _outlined(self, label: int) -> list[tuple[Mark, NDArray[np.bool_]]]:
+        """Annotated slices that show the object, with its mask [X, Y]."""
+        seeds = self.seeds[label].items()
+        return [(mark, seed.mask) for mark, seed in seeds if mark.present and seed.mask is not None]
+
+    def _prompted_plane(self, label: int, mark: Mark) -> NDArray[np.bool_]:
+        """What the network made of a seed, [X, Y]."""
+        plane = np.zeros(self.grid.shape, dtype=bool)
+        x0, x1, y0, y1 = self.grid.box
+        plane[x0:x1, y0:y1] = self.grid.restore(self._prompted[label, mark].logits[None].float().cpu())[0] > 0
+        return plane
 
     def _trial(self, label: int, mark: Mark, mask: NDArray[np.bool_]) -> Trial:
         """An annotated slice, with what a segmenter would say on one like it."""

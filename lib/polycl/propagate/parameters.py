@@ -51,6 +51,13 @@ class PropagateParameters(Parameters):
     edges: bool = Field(
         default=True, description="outlines follow the edges of the CT where that helps on the annotated slices"
     )
+    appearance: float = Field(
+        default=1.0,
+        ge=0,
+        le=4,
+        description="how much outlines follow what HU the object and its surroundings have on the annotated slices; "
+        "0: not at all",
+    )
     connected: bool = Field(default=True, description="keep only what is connected to a seed, in 3D")
     ahead: int = Field(default=8, ge=1, le=64, description="slices encoded at a time")
     labels: int = Field(default=32, ge=1, le=255, description="objects at most")

@@ -21,6 +21,7 @@ from polycl.metrics import dice
 from polycl.odds import MOST, STEPS
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.features import Cache
+from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
 from polycl.refinement.parameters import RefineParameters
@@ -121,7 +122,8 @@ def _followed(
     beyond = {z: nothing for z in (box[2].start - 1, box[2].stop) if 0 <= z < component.shape[2]}
     widest = _widest(component)
     guide = _Itself.of(component, box, volume.spacing, how.follow or 0.0)
-    session = Propagation(volume, engine, cache=cache, guides=[guide])
+    as_it_is = PropagateParameters(appearance=0)  # what it looks like was drawn by a model, not by a person
+    session = Propagation(volume, engine, cache=cache, guides=[guide], parameters=as_it_is)
     session.put(1, beyond | {widest: Seed(component[:, :, widest])})
     found = np.asarray(session.run(progress).voxels == 1)
     first, last = np.flatnonzero(found.any(axis=(0, 1)))[[0, -1]].tolist()

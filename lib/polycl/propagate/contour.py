@@ -1,0 +1,125 @@
+"""Outlines that follow what the object looks like where it was annotated.
+
+The network's masks are coarse, and drift: each slice is told by the one before. But what HU the object has, and what
+lies around it, was shown on the annotated slices; where these tell the two apart, they also tell the edge elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from polycl.appearance import AROUND_MM, Appearance, moved
+from polycl.components import touching
+from polycl.metrics import dice
+from polycl.propagate.edges import box_around
+from polycl.propagate.engine import LARGEST
+
+Plane = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Spacing = tuple[float, float]
+SMOOTH_MM = 1.0
+"""Standard deviation of the Gaussian that averages log-odds."""
+LEAST_DICE = 0.7
+"""With the outline as it was, on a slice; what comes out as something else is not believed."""
+
+
+class Appearances:
+    """What an object looks like, slice by slice: as on the annotated slices next to it on either side.
+
+    So an annotation changes nothing beyond the next one.
+    """
+
+    def __init__(self, slices: Mapping[int, tuple[NDArray[Any], Mask]], spacing: Spacing) -> None:
+        """`slices` are HU and masks, both [X, Y], of annotated slices; `spacing` is in mm."""
+        self._slices, self._spacing = slices, spacing
+        self._known: dict[tuple[int, ...], Appearance | None] = {}
+
+    def beside(self, z: int) -> tuple[int, ...]:
+        """The annotated slices next to slice `z`, or itself if it is one."""
+        annotated = sorted(self._slices)
+        below, above = [at for at in annotated if at <= z], [at for at in annotated if at >= z]
+        return tuple(sorted({*below[-1:], *above[:1]}))
+
+    def on(self, z: int) -> Appearance | None:
+        """What it looks like around slice `z`; None on an annotated slice, and if there is nothing to tell."""
+        if z in self._slices:
+            return None
+        beside = self.beside(z)
+        if beside not in self._known:
+            self._known[beside] = appearance_of([self._slices[at] for at in beside], self._spacing)
+        return self._known[beside]
+
+
+def appearance_of(slices: Iterable[tuple[NDArray[Any], Mask]], spacing: Spacing) -> Appearance | None:
+    """What the HU [X, Y] of annotated slices tell of an object, by its masks there; None if there is nothing to tell.
+
+    `spacing` is in mm.
+    """
+    within, around = [], []
+    for hu, mask in slices:
+        if (part := box_around(mask, _reach(spacing))) is not None:
+            values, inner = hu[part], mask[part]
+            finite = np.isfinite(values)
+            near = ndimage.distance_transform_edt(~inner, sampling=spacing) < AROUND_MM
+            within.append(values[inner & finite])
+            around.append(values[~inner & near & finite])
+    if not sum(map(len, within)) or not sum(map(len, around)):
+        return None
+    return Appearance.of(np.concatenate(within), np.concatenate(around))
+
+
+def contour(
+    logits: Plane, hu: NDArray[Any], spacing: Spacing, look: Appearance, count: float, *, joins: bool = True
+) -> Plane:
+    """Logits [X, Y] of an object on a slice, moved to where its outline most likely is by its `look`.
+
+    No piece of its own comes up, and what is thinner than the average reaches stays. So does all where it would become
+    something else. What joins it gives way to whatever is surer there.
+
+    Args:
+        logits: above 0 inside.
+        hu: of the same part of the slice.
+        spacing: mm between pixels.
+        look: what HU tell.
+        count: how much that counts; 1 is as likely as HU make it.
+        joins: whether pixels may join.
+    """
+    part = box_around(logits > 0, _reach(spacing))
+    if part is None or (mask := logits[part] > 0).all():
+        return logits
+    outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    inside = ndimage.distance_transform_edt(mask, sampling=spacing)
+    deviations = [SMOOTH_MM / mm for mm in spacing]
+    odds = moved(count * look.odds(hu[part]), inside, outside, max(spacing) / 2, deviations)
+    near = (outside < AROUND_MM) & (mask | joins)
+    found = _with_thin_parts(touching((odds > 0) & near, mask), mask, spacing)
+    if (dice(found, mask) or 0.0) < LEAST_DICE:
+        return logits
+    moved_logits = logits.copy()
+    moved_logits[part] = np.where(found, np.where(mask, logits[part], odds), np.where(mask, -LARGEST, logits[part]))
+    return moved_logits
+
+
+def _with_thin_parts(found: Mask, mask: Mask, spacing: Spacing) -> Mask:
+    """`found` with the parts of `mask` that are too thin for the average, where these hang on it.
+
+    What is thin throughout stays in any case. Corners and bumps of what is thick are not thin.
+    """
+    reach = [ceil(SMOOTH_MM / mm) for mm in spacing]
+    square = np.ones([2 * pixels + 1 for pixels in reach], dtype=bool)
+    padded = np.pad(mask, [(pixels, pixels) for pixels in reach])
+    thick = ndimage.binary_opening(padded, square)
+    thin = touching(padded & ~thick, padded & ~ndimage.binary_dilation(thick, square))
+    inner = tuple(slice(pixels, -pixels) for pixels in reach)
+    thin_throughout = mask & ~touching(mask, thick[inner])
+    return touching(found | thin[inner], found | thin_throughout)
+
+
+def _reach(spacing: Spacing) -> int:
+    return ceil(AROUND_MM / min(spacing))
