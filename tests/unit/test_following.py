@@ -80,6 +80,13 @@ def test_sam_is_asked_once_about_nine_slices_a_picture_of_what_is_followed() -> 
     assert reports == [(2, 10 + 10), (3, 3 * 10)]
 
 
+def test_a_ragged_label_that_cannot_be_followed_is_refined_in_full() -> None:
+    image, how = bright(), RefineParameters(min_depth=0, stride=1, crop_margin=10)
+    image.voxels[0, 0, 5] = np.nan  # far from what SAM sees
+    _, report = refine(image, image.with_voxels(ragged()), FakeSam(), None, how, follower=FakeSam2())
+    assert (report.ragged, report.followed, report.encoded, report.encodings) == ({}, 0, 10, 3)
+
+
 def test_an_even_label_is_left_alone() -> None:
     labels = (disc(radius=10)[:, :, None] * np.isin(np.arange(12), range(1, 11))).astype(np.uint8)
     result, report = followed(bright(), labels)
