@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from polycl.components import touching
 from polycl.propagate.contour import Appearances, contour
 from polycl.propagate.edges import Edges
 from polycl.propagate.ending import one_object
@@ -148,11 +149,8 @@ def paint(objects: Collection[Object], volume: Volume, out: NDArray[np.uint8]) -
 def _sharpened(smooth: NDArray[np.float32], finer: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits [X, Y] with finer ones added, but for pieces that the smooth ones have nothing of."""
     plane = smooth + finer
-    pieces, count = ndimage.label(plane > 0, np.ones((3, 3), bool))
-    known = np.zeros(count + 1, dtype=bool)
-    known[pieces[smooth > 0]] = True
-    known[0] = True
-    plane[~known[pieces]] = -LARGEST
+    inside = plane > 0
+    plane[inside & ~touching(inside, smooth > 0)] = -LARGEST
     return plane
 
 
