@@ -126,7 +126,9 @@ def small(tmp_path: Path) -> Organ:
     task = headneck(tmp_path / "data")
     targets = task.targets[:1]
     cases = [(case, targets) for case in task.train]
-    return Organ("mandible", replace(task, targets=targets, train=task.train[:2]), (cases[2],), (cases[3],))
+    return Organ(
+        "mandible", "polycl-headneck", replace(task, targets=targets, train=task.train[:2]), (cases[2],), (cases[3],)
+    )
 
 
 @pytest.mark.slow

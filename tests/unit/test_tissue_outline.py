@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from fake_sam import Unasked
 from fake_sam2 import FakeSam2
+from polycl.appearance import Appearance, odds_by_slice
 from polycl.metrics import dice
 from polycl.refinement import RefineParameters, refine, tissue
 from polycl.refinement.tissue import FEWEST_VOXELS, outline
@@ -75,6 +76,7 @@ def test_what_is_ragged_but_too_thin_to_follow_is_outlined_too() -> None:
     bone = jaw()
     coarse = bone.copy()
     coarse[15:17, :, ::2] = False
+    coarse[10:12] = coarse[20:22] = False
     assert is_ragged(coarse, SPACING, 0.05), "at smaller pixels a SAM 2 would be asked"
     result, done = refined(ct(bone), as_labels(coarse))
     assert done == [1]
@@ -111,6 +113,17 @@ def test_what_tells_nothing_or_needs_nothing_stays(hu: float, mask: Mask) -> Non
     result, done = refined(ct(jaw(), hu=hu), labels)
     assert done == []
     np.testing.assert_array_equal(result.voxels, labels)
+
+
+def test_what_would_hardly_change_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    nearly = jaw()
+    nearly[15:17, :, 5:12:2] = False
+    labels = as_labels(nearly)
+    image = ct(jaw())
+    assert not outline(image.voxels, labels, 1, SPACING, 1.0)
+    np.testing.assert_array_equal(labels, as_labels(nearly))
+    monkeypatch.setattr(tissue, "AT_REST", 1.0)
+    assert outline(image.voxels, labels, 1, SPACING, 1.0)
 
 
 def test_few_voxels_are_fewer_than_that() -> None:
@@ -165,6 +178,29 @@ def test_no_slice_loses_it_and_no_other_bone_joins() -> None:
     assert outline(image.voxels, labels, 1, SPACING, 4.0)
     np.testing.assert_array_equal(labels.any(axis=(0, 1)), coarse.any(axis=(0, 1)))
     assert not labels[beside].any()
+
+
+def test_hu_tell_less_where_the_same_lies_beside() -> None:
+    shape = (32, 32, 40)
+    bone, beside = (np.zeros(shape, dtype=bool) for _ in range(2))
+    bone[12:20, 12:14] = True
+    beside[10:22, 15:19, :10] = beside[10:22, 7:11, :10] = True
+    values = np.where(bone | beside, 800.0, 40.0)
+    around = ndimage.binary_dilation(bone, iterations=6) & ~bone
+    odds = odds_by_slice(values, bone, around, 4.0)
+    assert odds[15, 12, 0] < 0.8 * odds[15, 12, -1], "there is other bone here, and none there"
+    told = Appearance.of(values[bone], values[around]).odds(values)
+    assert odds[15, 12, 0] < told[15, 12, 0] <= odds[15, 12, -1]
+    everywhere = odds_by_slice(values, bone, around, 1000.0)
+    np.testing.assert_allclose(everywhere, told, rtol=0.05)
+
+
+def test_slices_far_from_a_structure_tell_nothing() -> None:
+    within = np.zeros((16, 16, 60), dtype=bool)
+    within[6:9, 6:9, :10] = True
+    values = np.where(within, 800.0, 40.0)
+    odds = odds_by_slice(values, within, ~within & (np.indices(within.shape)[2] < 10), 2.0)
+    np.testing.assert_array_equal(odds[:, :, -1], 0.0)
 
 
 def test_smaller_pixels_and_thicker_organs_are_not_for_it() -> None:

@@ -20,9 +20,13 @@ BATCH, LEARNING_RATE = 8, 2e-3
 
 @dataclass(frozen=True)
 class Organ:
-    """One organ of the fixed splits: parameters are chosen on `validation`, figures are told on `test`."""
+    """One organ of the fixed splits: parameters are chosen on `validation`, figures are told on `test`.
+
+    `shipped` is the name of the model that ships for it.
+    """
 
     name: str
+    shipped: str
     task: Task
     validation: tuple[Scored, ...]
     test: tuple[Scored, ...]
@@ -37,13 +41,13 @@ def organ(name: str, data: Path) -> Organ:
     """The organ called `name` in the data sets of the folder `data`; NotFoundError for another."""
     if name == "liver":
         task = liver(data)
-        return Organ(name, task, task.tests["in domain"], task.tests["out of domain"])
+        return Organ(name, "polycl-liver", task, task.tests["in domain"], task.tests["out of domain"])
     if name == "mandible":
         task = headneck(data)
         targets = tuple(target for target in task.targets if target.name == name)
         validation = tuple((case, targets) for case in find_cases(data / "openkbp")[80:95])
         test = tuple((case, targets) for case, _ in task.tests["in domain"])
-        return Organ(name, replace(task, targets=targets), validation, test)
+        return Organ(name, "polycl-headneck", replace(task, targets=targets), validation, test)
     raise NotFoundError(f"no organ is called {name!r}; there are: liver, mandible")
 
 

@@ -205,7 +205,7 @@ class Study:
 
     def ship(self, settings: Settings) -> None:
         """Refine masks of the catalogue's model for this organ too, if there is one: they are nearly right already."""
-        name = f"polycl-{self.organ.name}"
+        name = self.organ.shipped
         catalogue = Catalogue.default(settings)
         if name in catalogue.names("segmenter"):
             entry = catalogue.entry(name, "segmenter")
@@ -229,7 +229,8 @@ class Study:
                 raise InputError(f"{case.name} has no label to compare with")
             target = next(target for target in targets if target.name == self.organ.name)
             organ = np.isin(label.voxels, target.ids).astype(np.uint8) * np.uint8(self.organ.label)
-            coarse = self._model(trial).segment(image, [self.organ.name])
+            found = self._model(trial).segment(image, [self.organ.name])
+            coarse = found.with_voxels((found.voxels > 0) * np.uint8(self.organ.label))
             self.engine.forget()
             self._last = key, image, label.with_voxels(organ), coarse
         return self._last[1:]

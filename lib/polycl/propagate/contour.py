@@ -23,6 +23,8 @@ from polycl.propagate.engine import LARGEST
 Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float]
+PER_MM = 0.6
+"""Log-odds that each mm from an outline counts for it, beside HU."""
 SMOOTH_MM = 1.0
 """Standard deviation of the Gaussian that averages log-odds."""
 LEAST_DICE = 0.7
@@ -96,7 +98,7 @@ def contour(
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
     deviations = [SMOOTH_MM / mm for mm in spacing]
-    odds = moved(count * look.odds(hu[part]), inside, outside, max(spacing) / 2, deviations)
+    odds = moved(count * look.odds(hu[part]), inside, outside, max(spacing) / 2, PER_MM, deviations)
     near = (outside < AROUND_MM) & (mask | joins)
     found = _with_thin_parts(touching((odds > 0) & near, mask), mask, spacing)
     if (dice(found, mask) or 0.0) < LEAST_DICE:

@@ -1,8 +1,9 @@
 """Thin labels outlined by what they are made of, where pixels are too large for SAM to see them.
 
 A jaw at 4 mm a pixel is two or three pixels thick: no SAM tells its edge, but each voxel of bone tells that it is bone.
-How often each HU is found in the mask and around it says how likely a voxel is to be of it; beside that counts how far
-within or outside of the mask it lies. Both come from the mask itself, so that it need not be known what is outlined.
+How often each HU is found in the mask and around it, on the slices near, says how likely a voxel is to be of it; beside
+that counts how far within or outside of the mask it lies. All of it comes from the mask itself, so that it need not be
+known what is outlined.
 It is done only where the mask is uneven through the plane, as those of few labels are, and where HU tell the two apart.
 """
 
@@ -14,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from polycl.appearance import AROUND_MM, Appearance, moved
+from polycl.appearance import AROUND_MM, Appearance, moved, odds_by_slice
 from polycl.components import touching
 from polycl.metrics import dice
 from polycl.refinement.votes import share_of_change
 
 Mask = NDArray[np.bool_]
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
+NEAR_MM = 20.0
+"""Standard deviation of the Gaussian by which slices count that tell what HU mean: teeth are beside a jaw here only."""
+PER_MM = 0.48
+"""Log-odds that each mm from the outline counts for it, beside HU."""
 SMOOTH_MM = 2.0
 """Standard deviation of the Gaussian that averages the log-odds."""
 UNEVEN = 0.03
@@ -29,6 +34,8 @@ DISTINCT = 0.35
 """How much the histograms of the mask and of what is around it share, at most, to tell them apart."""
 LEAST_DICE = 0.6
 """With the mask, and of a component the share that stays; what comes out as something else is not kept."""
+AT_REST = 0.94
+"""Dice with the mask; what hardly changes was as good before, as are masks of models that learned much."""
 CRUMB = 0.1
 """Of the largest component; what is smaller says nothing of the others, and stays as it is."""
 FEWEST_VOXELS = 500
@@ -41,8 +48,8 @@ def outline(
     """Outline `label` of the canonical map `labels` [X, Y, Z] anew, in place; whether that was done.
 
     Nothing comes onto a slice without it, or onto another label, and no slice loses it. It stays as it is if it is even
-    through the plane, too small, not distinct from what is around it, or beside values that are no numbers, and where
-    memory does not suffice. So does a component that would be another.
+    through the plane, too small, not distinct from what is around it, or beside values that are no numbers, where it
+    would hardly change, and where memory does not suffice. So does a component that would be another.
 
     Args:
         hu: the CT, of the same shape.
@@ -66,7 +73,7 @@ def outline(
         found = _outlined(np.asarray(hu[near], dtype=np.float32), mask, part == 0, spacing, count)
     except MemoryError:
         return False  # what came of it so far is worth keeping
-    if found is None or (dice(found, mask) or 0.0) < LEAST_DICE:
+    if found is None or not LEAST_DICE <= (dice(found, mask) or 0.0) <= AT_REST:
         return False
     part[mask] = 0
     part[found] = label
@@ -81,12 +88,12 @@ def _outlined(
         return None
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
     around = ~mask & (outside < AROUND_MM)
-    look = Appearance.of(values[mask], values[around])
-    if look.shared > DISTINCT:
+    if Appearance.of(values[mask], values[around]).shared > DISTINCT:
         return None
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
     deviations = [SMOOTH_MM / mm for mm in spacing]
-    odds = moved(count * look.odds(values), inside, outside, max(spacing[:2]) / 2, deviations)
+    look = odds_by_slice(values, mask, around, NEAR_MM / spacing[2])
+    odds = moved(count * look, inside, outside, max(spacing[:2]) / 2, PER_MM, deviations)
     found = (odds > 0) & (mask | (around & free)) & mask.any(axis=(0, 1))
     return _same_parts(found, mask)
 
