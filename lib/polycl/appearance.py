@@ -77,7 +77,7 @@ def odds_by_slice(
         values: the HU.
         within: where the structure is, of the same shape.
         around: what it is compared with, of the same shape.
-        deviation: of the Gaussian, 1 at its middle, by which slices near count, in slices.
+        deviation: of the Gaussian by which slices near count, in slices, over 0; about 1 at its middle from 0.5 on.
     """
     near = [
         ndimage.gaussian_filter1d(

@@ -104,10 +104,11 @@ def test_more_of_it_changes_more() -> None:
     [
         (40.0, uneven(jaw())),  # made of the same as what is around it
         (800.0, jaw()),  # even, though thin
-        (800.0, uneven(jaw()) & (np.indices(SHAPE)[2] < 7)),  # too few voxels to tell
+        (800.0, uneven(jaw()) & (np.indices(SHAPE)[0] < 16)),  # too few voxels to tell
     ],
 )
-def test_what_tells_nothing_or_needs_nothing_stays(hu: float, mask: Mask) -> None:
+def test_what_tells_nothing_or_needs_nothing_stays(hu: float, mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tissue, "AT_REST", 1.0)  # little change is no reason to stay here
     assert mask.any()
     labels = as_labels(mask)
     result, done = refined(ct(jaw(), hu=hu), labels)
@@ -126,10 +127,11 @@ def test_what_would_hardly_change_stays(monkeypatch: pytest.MonkeyPatch) -> None
     assert outline(image.voxels, labels, 1, SPACING, 1.0)
 
 
-def test_few_voxels_are_fewer_than_that() -> None:
-    assert (
-        np.count_nonzero(uneven(jaw()) & (np.indices(SHAPE)[2] < 7)) < FEWEST_VOXELS < np.count_nonzero(uneven(jaw()))
-    )
+def test_few_voxels_are_fewer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = uneven(jaw()) & (np.indices(SHAPE)[0] < 16)
+    assert np.count_nonzero(few) < FEWEST_VOXELS < np.count_nonzero(uneven(jaw()))
+    monkeypatch.setattr(tissue, "FEWEST_VOXELS", 0)
+    assert outline(ct(jaw()).voxels, as_labels(few), 1, SPACING, 1.0)
 
 
 def test_other_labels_and_slices_without_it_stay() -> None:
@@ -193,6 +195,24 @@ def test_hu_tell_less_where_the_same_lies_beside() -> None:
     assert odds[15, 12, 0] < told[15, 12, 0] <= odds[15, 12, -1]
     everywhere = odds_by_slice(values, bone, around, 1000.0)
     np.testing.assert_allclose(everywhere, told, rtol=0.05)
+
+
+def test_bone_that_lies_beside_on_some_slices_joins_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse, number = np.tile(uneven(jaw())[:, :, 4:12], (1, 1, 6)), 48
+    x, y, z = np.indices((*SHAPE[:2], number))
+    radius = np.hypot((x - 15.5) * SPACING[0], (y - 10) * SPACING[1])
+    beside = (radius >= 44) & (radius < 56) & (y >= 14) & (z < 12)
+    bone = np.repeat(jaw()[:, :, 9:10], number, axis=2) | beside
+    values = np.where(bone, 800.0, 40.0) + np.random.default_rng(0).normal(0, 40, bone.shape)
+
+    def joined() -> int:
+        labels = as_labels(coarse)
+        assert outline(values, labels, 1, SPACING, 1.0)
+        return np.count_nonzero(labels[beside])
+
+    near = joined()
+    monkeypatch.setattr(tissue, "NEAR_MM", 1000.0)
+    assert near < 0.75 * joined()
 
 
 def test_slices_far_from_a_structure_tell_nothing() -> None:
