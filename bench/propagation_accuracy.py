@@ -9,7 +9,7 @@ dilated, shifted by 3 mm; the worst counts) and from two, a quarter from each en
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from polycl.catalogue import Catalogue
+from polycl.corrector.loading import load_correctors
 from polycl.dataset import find_cases
 from polycl.errors import ModelError
 from polycl.metrics import dice
 from polycl.propagate.engine import VideoEngine
-from polycl.propagate.guides import SegmenterGuide
+from polycl.propagate.guides import Guide, SegmenterGuide
 from polycl.propagate.loading import DEFAULT, load_propagator
 from polycl.propagate.seeds import Seed, with_ends
 from polycl.propagate.session import Propagation
@@ -36,6 +37,8 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHAKE_MM = 3.0
 HEAD_AND_NECK_TEST = 30
 Mask = NDArray[np.bool_]
+Helpers = Callable[[Volume], Sequence[Guide]]
+"""Segmenters that may help, for a canonical volume."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,18 @@ def run(settings: Settings) -> dict[str, Any]:
     catalogue = Catalogue.default(settings)
     entries = [catalogue.entry(name, "segmenter") for name in catalogue.names("segmenter")]
     where = {"device": settings.device, "precision": settings.precision}
-    return measure(engine, {one.name: Segmenter.load(one.path, sha256=one.sha256, **where) for one in entries})
+    segmenters = {one.name: Segmenter.load(one.path, sha256=one.sha256, **where) for one in entries}
+    correctors = load_correctors(settings, segmenters)
+
+    def helpers(image: Volume) -> list[Guide]:
+        return [SegmenterGuide(one, name, image, correctors) for name, one in segmenters.items()]
+
+    return measure(engine, helpers)
 
 
 def measure(
     engine: VideoEngine,
-    segmenters: Mapping[str, Segmenter],
+    helpers: Helpers | None,
     most: int = HEAD_AND_NECK_TEST,
     *,
     varied: bool = True,
@@ -109,7 +118,7 @@ def measure(
     for folder, (names, organs) in TABLE.items():
         for organ in organs:
             cases = islice(_cases(folder, names, organ), most)
-            rows = [_row(image, mask, engine, segmenters, varied and organ.varied) for image, mask in cases]
+            rows = [_row(image, mask, engine, helpers, varied and organ.varied) for image, mask in cases]
             if not rows:
                 continue
             means = {key: float(np.mean([row[key] for row in rows if key in row])) for key in rows[0]}
@@ -117,7 +126,7 @@ def measure(
             others = "".join(f", {key} {means[key]:.3f}" for key in ("bounded", "shaky", "two seeds") if key in means)
             helped = (
                 ""
-                if not segmenters
+                if helpers is None
                 else (
                     f"; with a segmenter that recognised {means['recognised']:.0%} of them {means['helped']:.3f}, "
                     f"beyond {means['helped beyond']:.1%}, {means['helped seconds']:.1f} s"
@@ -141,14 +150,14 @@ def _cases(folder: str, names: str, organ: Organ) -> Iterator[tuple[Volume, Mask
 
 
 def _row(
-    image: Volume, reference: Mask, engine: VideoEngine, segmenters: Mapping[str, Segmenter], varied: bool
+    image: Volume, reference: Mask, engine: VideoEngine, helpers: Helpers | None, varied: bool
 ) -> dict[str, float]:
     slices = np.flatnonzero(reference.any(axis=(0, 1)))
     middle = int(slices[len(slices) // 2])
     row = {}
-    for kind, helpers in (("", {}), ("helped ", segmenters)) if segmenters else (("", {}),):
+    for kind, help_by in (("", None),) if helpers is None else (("", None), ("helped ", helpers)):
         start = time.perf_counter()
-        session = _session(image, engine, {middle: reference[:, :, middle]}, helpers)
+        session = _session(image, engine, {middle: reference[:, :, middle]}, help_by)
         found = _found(session)
         row[kind.strip() or "dice"] = _dice(found, reference)
         row[f"{kind}seconds"] = time.perf_counter() - start
@@ -156,14 +165,14 @@ def _row(
         row[f"{kind}beyond"] = float(found.sum() / reference.sum())
         row["recognised"] = float(bool(session.recognised))
     ends = (int(slices[0]), int(slices[-1]))
-    bounded = _session(image, engine, {middle: reference[:, :, middle]}, segmenters, ends)
+    bounded = _session(image, engine, {middle: reference[:, :, middle]}, helpers, ends)
     row["bounded"] = _dice(_found(bounded), reference)
     if varied:
         seeds = _shaken(reference[:, :, middle], image.spacing)
-        sessions = [_session(image, engine, {middle: seed}, segmenters) for seed in seeds]
+        sessions = [_session(image, engine, {middle: seed}, helpers) for seed in seeds]
         row["shaky"] = min(_dice(_found(session), reference) for session in sessions)
         two = [int(slices[int(len(slices) * share)]) for share in (0.25, 0.75)]
-        session = _session(image, engine, {z: reference[:, :, z] for z in two}, segmenters)
+        session = _session(image, engine, {z: reference[:, :, z] for z in two}, helpers)
         row["two seeds"] = _dice(_found(session), reference)
     return row
 
@@ -172,11 +181,10 @@ def _session(
     image: Volume,
     engine: VideoEngine,
     seeds: dict[int, Mask],
-    segmenters: Mapping[str, Segmenter] | None = None,
+    helpers: Helpers | None = None,
     ends: tuple[int | None, int | None] = (None, None),
 ) -> Propagation:
-    guides = [SegmenterGuide(one, name, image.canonical()) for name, one in (segmenters or {}).items()]
-    session = Propagation(image, engine, guides=guides)
+    session = Propagation(image, engine, guides=() if helpers is None else helpers(image.canonical()))
     session.put(1, with_ends({z: Seed(mask) for z, mask in seeds.items()}, image, *ends))
     return session
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from polycl import checksums
-from polycl.checkpoints import METADATA_KEY, Header, Typed, kind_of, parse_header, refuse_pickle
+from polycl.checkpoints import AnyHeader, Header, Typed, kind_of, read_header_as
 from polycl.errors import ModelError, NotFoundError
 from polycl.files import sha256_of
 from polycl.learning.versions import Versions
@@ -36,7 +35,7 @@ DEFAULT_SEGMENTER = "polycl-liver"
 class Listing(Typed):
     """One model as `catalogue.toml` lists it."""
 
-    kind: Literal["segmenter", "encoder", "sam2"]
+    kind: Literal["segmenter", "encoder", "sam2", "corrector"]
     file: str
     sha256: str
     card: str
@@ -99,24 +98,24 @@ class Entry:
 
     def header(self) -> Header:
         """The header in the file, without loading its weights; ModelError if there is no such file."""
-        if not self.path.is_file():
-            raise self._missing()
-        refuse_pickle(self.path)
-        try:
-            with safe_open(str(self.path), framework="numpy") as file:
-                return parse_header((file.metadata() or {}).get(METADATA_KEY), self.path)
-        except SafetensorError as error:
-            raise ModelError(f"{self.path.name} is no safetensors file, or a damaged one: {error}") from None
+        return self._header_as(Header)
 
     def described(self) -> BaseModel:
         """The header in the file, of whatever kind it is; ModelError if there is no such file."""
-        if self.kind != "sam2":
-            return self.header()
-        from polycl.propagate.header import read_header
+        if self.kind == "sam2":
+            from polycl.propagate.header import Sam2Header
 
+            return self._header_as(Sam2Header)
+        if self.kind == "corrector":
+            from polycl.corrector.header import CorrectorHeader
+
+            return self._header_as(CorrectorHeader)
+        return self.header()
+
+    def _header_as(self, kind: type[AnyHeader]) -> AnyHeader:
         if not self.path.is_file():
             raise self._missing()
-        return read_header(self.path)
+        return read_header_as(kind, self.path)
 
     def verify(self) -> str:
         """The file's sha256; ModelError if it is missing or not the one expected."""

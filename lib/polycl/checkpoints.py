@@ -144,13 +144,18 @@ def load_as(
     return parse_header_as(kind, metadata.get(METADATA_KEY), path), weights
 
 
-def parse_header(text: str | None, path: Path) -> Header:
-    """The header in a checkpoint's metadata; ModelError if it is absent or not of this version."""
-    return parse_header_as(Header, text, path)
+def read_header_as(kind: type[AnyHeader], path: Path) -> AnyHeader:
+    """The header, of type `kind`, of the checkpoint at `path`, without its weights; ModelError if it has none."""
+    refuse_pickle(path)
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return parse_header_as(kind, (file.metadata() or {}).get(METADATA_KEY), path)
+    except SafetensorError as error:
+        raise ModelError(f"{path.name} is no safetensors file, or a damaged one: {error}") from None
 
 
 def parse_header_as(kind: type[AnyHeader], text: str | None, path: Path) -> AnyHeader:
-    """`parse_header` for headers of type `kind`."""
+    """The header, of type `kind`, in a checkpoint's metadata; ModelError if it is absent or not of this version."""
     if text is None:
         raise ModelError(f"{path.name} has no PolyCL header; checkpoints come from polycl finetune or the catalogue")
     try:

@@ -28,7 +28,7 @@ PLAY, PLAY_OF_FEW = 0.03, 0.2
 @pytest.mark.timeout(1200)
 def test_propagation_does_what_its_card_says(real_data: Path, tmp_path: Path) -> None:
     bench, engine = _load("propagation_accuracy"), load_propagator(DEFAULT, Settings(state=tmp_path, device="cpu"))
-    figures = bench.measure(engine, {}) if WHOLE else bench.measure(engine, {}, MOST, varied=False)
+    figures = bench.measure(engine, None) if WHOLE else bench.measure(engine, None, MOST, varied=False)
     card = {name: (int(volumes), float(dice)) for name, volumes, dice, _ in ROW.findall(CARD.read_text())}
     assert figures.keys() == card.keys()
     short = {}

@@ -10,6 +10,7 @@ from polycl.cli import (
     audit,
     backup,
     bench,
+    corrector,
     doctor,
     evaluate,
     experiment,
@@ -46,6 +47,7 @@ app.command("import")(imports.import_)
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("train-propagation")(propagation.train_propagation)
+app.command("train-corrector")(corrector.train_corrector)
 app.command("audit")(audit.audit)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)

@@ -295,6 +295,7 @@ def _frames(frames: FrameConfig, window: str | None, volume: Volume) -> FrameCon
 def guides_of(name: str, volume: Volume, settings: Settings) -> list[Helper]:
     """The segmenters that may help: one by its name, with `auto` all whose weights are here, with `none` none."""
     from polycl.catalogue import Catalogue
+    from polycl.corrector.loading import load_correctors
     from polycl.propagate.guides import SegmenterGuide
     from polycl.segmenter import Segmenter
 
@@ -302,7 +303,8 @@ def guides_of(name: str, volume: Volume, settings: Settings) -> list[Helper]:
     entries = [] if name == "none" else [catalogue.entry(name, "segmenter")] if name != "auto" else _here(catalogue)
     where = {"device": settings.device, "precision": settings.precision}
     loaded = [(entry.name, Segmenter.load(entry.path, sha256=entry.sha256, **where)) for entry in entries]
-    return [SegmenterGuide(segmenter, known, volume.canonical()) for known, segmenter in loaded]
+    correctors = load_correctors(settings, {known for known, _ in loaded})
+    return [SegmenterGuide(segmenter, known, volume.canonical(), correctors) for known, segmenter in loaded]
 
 
 def _here(catalogue: Catalogue) -> list[Entry]:

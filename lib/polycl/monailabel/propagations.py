@@ -11,8 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from polycl import devices
+from polycl.corrector.inference import Corrector
+from polycl.corrector.loading import load_correctors
 from polycl.errors import InputError, ModelError, NotFoundError
 from polycl.monailabel.current import Loaded
 from polycl.monailabel.infer import Runtime, SegmentTask
@@ -177,10 +180,14 @@ class Propagations:
                 parameters=choices.how,
                 frames=frames,
                 roi=roi,
-                guides=[SegmenterGuide(guide.segmenter, guide.name, image) for guide in guides],
+                guides=[SegmenterGuide(guide.segmenter, guide.name, image, self._correctors) for guide in guides],
             )
             session.made_for = made_for
         return session.propagation
+
+    @cached_property
+    def _correctors(self) -> list[Corrector]:
+        return load_correctors(self.runtime.settings, self.segmenters)
 
     def _guides(self, name: str) -> list[Loaded]:
         """The live versions that may help. One that cannot be loaded is left out, unless it is the one asked for."""

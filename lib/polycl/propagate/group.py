@@ -148,15 +148,16 @@ class Group:
         if not self.scene.how.appearance:
             return None
         volume = self.scene.volume
-        slices = {
-            mark.z: (
-                volume.voxels[:, :, mark.z],
-                self._prompted_plane(label, mark) if seed.mask is None else seed.mask,
-            )
+        slices = {z: (volume.voxels[:, :, z], mask) for z, mask in self._planes(label).items()}
+        return Appearances(slices, volume.spacing[:2])
+
+    def _planes(self, label: int) -> dict[int, NDArray[np.bool_]]:
+        """Annotated slices that show the object, [X, Y]: as outlined, or as the network has them by points."""
+        return {
+            mark.z: self._prompted_plane(label, mark) if seed.mask is None else seed.mask
             for mark, seed in self.seeds[label].items()
             if mark.present
         }
-        return Appearances(slices, volume.spacing[:2])
 
     def _outlined(self, label: int) -> list[tuple[Mark, NDArray[np.bool_]]]:
         """Annotated slices that show the object, with its mask [X, Y]."""
@@ -252,7 +253,7 @@ class Group:
     def _ask_guides(self, check: Callable[[], None]) -> None:
         for label, seeds in self.seeds.items():
             seen = {mark.z: self._mask(label, mark) for mark in seeds if mark.present}
-            self.scene.guides.ask(label, seen, self._shown, check)
+            self.scene.guides.ask(label, seen, self._shown, partial(self._planes, label), check)
 
     def _prompt(self, visited: Callable[[int], None]) -> None:
         """Ask the network about seeds that it has not seen, slice by slice."""

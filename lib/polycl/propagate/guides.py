@@ -23,6 +23,7 @@ from polycl.odds import unpacked
 from polycl.propagate.engine import Hint
 
 if TYPE_CHECKING:
+    from polycl.corrector.inference import Corrector
     from polycl.segmenter import Segmenter
     from polycl.volume import Volume
 
@@ -30,6 +31,9 @@ Mask = NDArray[np.bool_]
 Odds = NDArray[np.float32]
 STRANGER, FRIEND = 0.6, 0.8
 """Dice on annotated slices: up to the first a segmenter has no say, from the second on its full share."""
+SUSPECTED = 0.45
+"""The same for an object to be recognised at all, by who can correct itself by the annotated slices: what that finds of
+other structures of a head and neck, and what others are outlined as, agree by less than 0.3."""
 SHARE = 0.7
 """What a segmenter's log-odds count at most, beside those of the network."""
 YIELDS = 0.5
@@ -67,14 +71,21 @@ class Guide(Protocol):
         `check` is called now and then, and may raise to stop.
         """
 
+    def corrects(self, label: str) -> bool:
+        """Whether it can make better what it finds of `label` by how slices were annotated."""
+
+    def corrected(self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+        """What `everywhere` found of `label`, once that is known: masks [X, Y] by slice. As it was if it cannot."""
+
 
 @dataclass(eq=False)
 class SegmenterGuide:
-    """A segmenter of ours. What it found is kept."""
+    """A segmenter of ours, and those that learned to correct it. What it found is kept."""
 
     segmenter: Segmenter
     name: str
     volume: Volume
+    correctors: Sequence[Corrector] = ()
     _slices: dict[int, Mapping[str, NDArray[np.int8]]] = field(default_factory=dict)
     _whole: dict[str, NDArray[np.int8]] = field(default_factory=dict)
 
@@ -89,6 +100,18 @@ class SegmenterGuide:
         if label not in self._whole:
             self._whole[label] = self.segmenter.likelihood(self.volume, label, lambda done, total: check())
         return self._whole[label]
+
+    def corrected(self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+        """See `Guide`."""
+        corrector = self._corrector(label)
+        return found if corrector is None else corrector.corrected(self.volume, found, annotated)
+
+    def corrects(self, label: str) -> bool:
+        """See `Guide`."""
+        return self._corrector(label) is not None
+
+    def _corrector(self, label: str) -> Corrector | None:
+        return next((one for one in self.correctors if one.knows(self.name, label)), None)
 
 
 @dataclass(frozen=True)
@@ -109,17 +132,24 @@ class Guides:
         self._unknown: dict[int, Mapping[int, bytes]] = {}
 
     def ask(
-        self, label: int, seen: Mapping[int, Mask], on_frame: Callable[[Odds], Odds], check: Callable[[], None]
+        self,
+        label: int,
+        seen: Mapping[int, Mask],
+        on_frame: Callable[[Odds], Odds],
+        planes: Callable[[], Mapping[int, Mask]],
+        check: Callable[[], None],
     ) -> None:
         """Find out who knows the object `label`, unless that is known.
 
         Who finds it on the annotated slices, of which the largest are shown, must still do so once it has seen the
-        volume: a bladder may look like a liver to who does not see the liver.
+        volume: a bladder may look like a liver to who does not see the liver. What it finds is then corrected by how
+        the slices were annotated.
 
         Args:
             label: the object.
             seen: its masks over a frame by annotated slice; empty ones tell nothing.
             on_frame: a plane [X, Y] as that frame shows it.
+            planes: gives the same masks as whole planes [X, Y], but for empty ones.
             check: may raise to stop.
         """
         largest = sorted(seen, key=lambda z: -int(seen[z].sum()))[:SHOWN]
@@ -138,12 +168,13 @@ class Guides:
             for name in next(iter(found.values())):
                 candidates.append((_recognition(compared({z: found[z][name] for z in shown})), guide, name))
         candidates.sort(key=lambda one: -one[0])
-        for agreement, guide, name in candidates[:TRIED]:
-            if agreement <= STRANGER:
-                break
+        known = [one for one in candidates[:TRIED] if one[0] > (SUSPECTED if one[1].corrects(one[2]) else STRANGER)]
+        for _, guide, name in known:
             likelihood = guide.everywhere(name, check)
-            if Say.of(compared({z: likelihood[:, :, z] for z in shown})) is not None:
-                self.recognised[label] = Recognised(guide.name, name, likelihood)
+            still = compared({z: likelihood[:, :, z] for z in shown})
+            if Say.of(still) is not None or (guide.corrects(name) and _recognition(still) > SUSPECTED):
+                check()
+                self.recognised[label] = Recognised(guide.name, name, guide.corrected(name, likelihood, planes()))
                 return
         self._unknown[label] = question
 

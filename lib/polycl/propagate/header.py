@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
-from safetensors import SafetensorError, safe_open
 
-from polycl.checkpoints import METADATA_KEY, Provenance, Typed, parse_header_as, refuse_pickle
-from polycl.errors import InputError, ModelError
+from polycl.checkpoints import Provenance, Typed
+from polycl.errors import InputError
 from polycl.propagate.architecture import Sam2Config
 from polycl.window import Window
 
@@ -60,13 +58,3 @@ class Sam2Header(Typed):
     network: Sam2Config = Sam2Config()
     frames: FrameConfig = FrameConfig()
     provenance: Provenance = Provenance()
-
-
-def read_header(path: Path) -> Sam2Header:
-    """The header of the checkpoint at `path`, without its weights; ModelError if it is none of a SAM 2."""
-    refuse_pickle(path)
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            return parse_header_as(Sam2Header, (file.metadata() or {}).get(METADATA_KEY), path)
-    except SafetensorError as error:
-        raise ModelError(f"{path.name} is no safetensors file, or a damaged one: {error}") from None

@@ -169,3 +169,11 @@ class _Itself:
     def everywhere(self, label: str, check: Callable[[], None]) -> NDArray[np.int8]:
         """See `polycl.propagate.guides.Guide`."""
         return self.odds
+
+    def corrects(self, label: str) -> bool:
+        """See `polycl.propagate.guides.Guide`."""
+        return False
+
+    def corrected(self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+        """See `polycl.propagate.guides.Guide`."""
+        return found

@@ -96,21 +96,30 @@ class Segmenter:
 
         The least in the air around the body, and where `segment` would drop what it found.
         """
-        index = self.header.labels[label]
-        found = np.full(volume.shape, -odds.MOST, dtype=np.int8)
+        return self.likelihood_of(volume, [label], progress)[label]
+
+    def likelihood_of(
+        self, volume: Volume, labels: Sequence[str], progress: Progress | None = None
+    ) -> dict[str, NDArray[np.int8]]:
+        """The same for several labels at once, by label."""
+        found = {label: np.full(volume.shape, -odds.MOST, dtype=np.int8) for label in labels}
         grid = SliceGrid.of(volume, self.header.preprocessing.spacing, STRIDE)
         x0, x1, y0, y1 = grid.box
         seen = np.zeros((2, self.header.network.classes), dtype=np.int64)
         for slices, part in self._restored(volume, grid, None, seen, progress):
-            likely = odds.packed(torch.logit(part.softmax(dim=1)[:, index], eps=FLOOR))
-            found[x0:x1, y0:y1, slices] = np.moveaxis(likely, 0, 2)
-        kept = np.where(found > 0, np.uint8(index), np.uint8(0))
-        self._clean(kept, {index}, seen, True)
-        found[(found > 0) & (kept == 0)] = -odds.MOST
+            shares = part.softmax(dim=1)
+            for label, whole in found.items():
+                likely = odds.packed(torch.logit(shares[:, self.header.labels[label]], eps=FLOOR))
+                whole[x0:x1, y0:y1, slices] = np.moveaxis(likely, 0, 2)
+        for label, whole in found.items():
+            index = self.header.labels[label]
+            kept = np.where(whole > 0, np.uint8(index), np.uint8(0))
+            self._clean(kept, {index}, seen, True)
+            whole[(whole > 0) & (kept == 0)] = -odds.MOST
         return found
 
     def likelihoods(self, volume: Volume, z: int) -> dict[str, NDArray[np.int8]]:
-        """The same for slice `z` of a canonical CT and every label, `[X, Y]`.
+        """Log-odds, packed like those of `likelihood`, for slice `z` of a canonical CT and every label, `[X, Y]`.
 
         Nothing is known of whole organs or of neighbouring slices.
         """

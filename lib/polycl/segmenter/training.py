@@ -149,7 +149,7 @@ def finetune(
     model, optimiser = fabric.setup(network, optimiser)
     average = AveragedModel(network, multi_avg_fn=exponential_average(schedule.average), use_buffers=True)
     judge = judge or (lambda segmenter: evaluate(segmenter, data.validation))
-    state = _State(output.with_suffix(".resume"), network, average, optimiser)
+    state = TrainingState(output.with_suffix(".resume"), network, average, optimiser)
     state.restore(fabric.device)
     first, began = state.step, time.perf_counter()
     loader = fabric.setup_dataloaders(_loader(header, data, schedule, augmentation, first))
@@ -271,11 +271,11 @@ def _with_figure(header: Header, score: float, step: int) -> Header:
 
 
 @dataclass
-class _State:
+class TrainingState:
     """What a run must remember to go on after it was interrupted."""
 
     file: Path
-    network: SegmentationNetwork
+    network: nn.Module
     average: AveragedModel
     optimiser: Optimizer
     step: int = 0

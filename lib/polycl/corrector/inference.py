@@ -1,0 +1,99 @@
+"""A trained corrector on a volume."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from polycl import checkpoints, devices, odds
+from polycl.corrector.grids import annotated_at, resampled, seen_through, shape_at
+from polycl.corrector.header import CorrectorHeader
+from polycl.corrector.network import MOST, MULTIPLE, CorrectorNetwork
+from polycl.errors import ModelError
+from polycl.volume import Volume
+
+Mask = NDArray[np.bool_]
+AROUND = 12
+"""Voxels that the network sees around what the segmenter found and what was annotated."""
+
+
+class Corrector:
+    """One model on one device. Calls may come from several threads; the network runs one at a time."""
+
+    def __init__(self, header: CorrectorHeader, network: CorrectorNetwork, where: devices.Device) -> None:
+        self.header, self.where = header, where
+        self._network = network.eval().requires_grad_(False).to(where.device)
+        self._network.to(memory_format=torch.channels_last_3d)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: Path, *, sha256: str | None = None, device: str = "auto", precision: str = "auto") -> Corrector:
+        """The corrector in the checkpoint at `path`; ModelError if it is missing, altered or none of ours."""
+        where = devices.choose(device, precision)
+        header, weights = checkpoints.load_as(CorrectorHeader, path, sha256=sha256)
+        network = CorrectorNetwork(header)
+        try:
+            network.load_state_dict({name: one.float() for name, one in weights.items()})
+        except RuntimeError:
+            raise ModelError(f"the weights in {path.name} do not fit the network that its header describes") from None
+        return cls(header, network, where)
+
+    def knows(self, segmenter: str, label: str) -> bool:
+        """Whether it learned to correct what `segmenter` finds of `label`."""
+        return segmenter == self.header.segmenter and label in self.header.labels
+
+    def corrected(self, volume: Volume, found: NDArray[np.int8], annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+        """Log-odds of each voxel of a canonical CT in HU, `[X, Y, Z]`, once the annotated slices are known.
+
+        Args:
+            volume: the CT.
+            found: log-odds by the segmenter, of the same shape. These, and those to be, as `polycl.odds` packs them.
+            annotated: masks [X, Y] of slices that show the structure.
+
+        What is far from all that was found or annotated stays.
+        """
+        part = self._box(volume, found > 0, annotated)
+        if part is None:
+            return found
+        hu, before = volume.voxels[part], torch.from_numpy(odds.unpacked(found[part])).clamp(-MOST, MOST)
+        slices = {z - part[2].start: mask[part[:2]] for z, mask in annotated.items()}
+        shape = shape_at(hu.shape, volume.spacing, self.header.spacing)
+        volumes = torch.cat([seen_through(hu, self.header.windows), before[None]])
+        seen = torch.cat([resampled(volumes, shape), annotated_at(slices, hu.shape[2], shape)])
+        after = resampled(self.log_odds(seen[None])[0], (hu.shape[0], hu.shape[1], hu.shape[2]))[0]
+        result = found.copy()
+        result[part] = odds.packed(after)
+        return result
+
+    @torch.inference_mode()
+    def log_odds(self, seen: torch.Tensor) -> torch.Tensor:
+        """`CorrectorNetwork` on `[B, C, X, Y, Z]` of any size: `[B, 1, X, Y, Z]`, float32."""
+        missing = [-side % MULTIPLE for side in seen.shape[2:]]
+        padded = F.pad(seen, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate").to(self.where.device)
+        mixed = self.where.precision != "fp32"
+        with self._lock, torch.autocast(self.where.device.type, self.where.dtype if mixed else None, enabled=mixed):
+            result: torch.Tensor = self._network(padded).cpu()
+        return result[:, :, : seen.shape[2], : seen.shape[3], : seen.shape[4]]
+
+    def _box(self, volume: Volume, found: Mask, annotated: Mapping[int, Mask]) -> tuple[slice, slice, slice] | None:
+        """The part of the volume that is looked at; None if nothing was found or annotated."""
+        there = found.copy()
+        for slice_number, mask in annotated.items():
+            there[:, :, slice_number] |= mask
+        if not there.any():
+            return None
+        box = ndimage.find_objects(there.astype(np.uint8))[0]
+        margins = [math.ceil(AROUND * to / mm) for to, mm in zip(self.header.spacing, volume.spacing, strict=True)]
+        x, y, z = (
+            slice(max(0, side.start - margin), min(count, side.stop + margin))
+            for side, margin, count in zip(box, margins, volume.shape, strict=True)
+        )
+        return x, y, z
