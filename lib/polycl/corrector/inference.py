@@ -58,7 +58,8 @@ class Corrector:
             found: log-odds by the segmenter, of the same shape. These, and those to be, as `polycl.odds` packs them.
             annotated: masks [X, Y] of slices that show the structure.
 
-        What is far from all that was found or annotated stays.
+        What is far from all that was found or annotated stays, as do details that the network's voxels are too coarse
+        for: it is what it adds that is resampled.
         """
         part = self._box(volume, found > 0, annotated)
         if part is None:
@@ -68,9 +69,9 @@ class Corrector:
         shape = shape_at(hu.shape, volume.spacing, self.header.spacing)
         volumes = torch.cat([seen_through(hu, self.header.windows), before[None]])
         seen = torch.cat([resampled(volumes, shape), annotated_at(slices, hu.shape[2], shape)])
-        after = resampled(self.log_odds(seen[None])[0], (hu.shape[0], hu.shape[1], hu.shape[2]))[0]
+        change = self.log_odds(seen[None])[0] - seen[-2:-1]
         result = found.copy()
-        result[part] = odds.packed(after)
+        result[part] = odds.packed(before + resampled(change, (hu.shape[0], hu.shape[1], hu.shape[2]))[0])
         return result
 
     @torch.inference_mode()

@@ -30,6 +30,12 @@ SMOOTH_MM = 1.0
 LEAST_DICE = 0.7
 """With the outline as it was, on a slice; what comes out as something else is not believed."""
 
+TIMES = 2
+"""That a hasty outline is moved."""
+MEANT = 0.93
+"""Dice of an annotation with where it is moved to, over which it stays: good ones seldom have less, and outlines that
+are 3 mm off mostly have, of what tissue tells from its surroundings."""
+
 
 class Appearances:
     """What an object looks like, slice by slice: as on the annotated slices next to it on either side.
@@ -106,6 +112,26 @@ def contour(
     moved_logits = logits.copy()
     moved_logits[part] = np.where(found, np.where(mask, logits[part], odds), np.where(mask, -LARGEST, logits[part]))
     return moved_logits
+
+
+def settled(mask: Mask, hu: NDArray[Any], spacing: Spacing, count: float) -> Mask:
+    """Where an object most likely is on a slice that was annotated as `mask`, both [X, Y]; the annotation may be hasty.
+
+    Its outline is moved by what it itself shows, and again by what it shows then. If it hardly moves it was meant so.
+
+    Args:
+        mask: as annotated.
+        hu: of the same slice.
+        spacing: mm between pixels.
+        count: as `contour` has it.
+    """
+    found = mask
+    for _ in range(TIMES):
+        if (look := appearance_of([(hu, found)], spacing)) is None:
+            return mask
+        logits = np.where(found, LARGEST, -LARGEST).astype(np.float32)
+        found = contour(logits, hu, spacing, look, count) > 0
+    return mask if (dice(found, mask) or 0.0) > MEANT else found
 
 
 def _with_thin_parts(found: Mask, mask: Mask, spacing: Spacing) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from polycl.propagate.compose import Object, blend, bridged, keep_connected
-from polycl.propagate.contour import Appearances
+from polycl.propagate.contour import Appearances, settled
 from polycl.propagate.edges import Edges, Trial, choose
 from polycl.propagate.ending import Ending, Looks, one_object
 from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
@@ -40,6 +41,7 @@ class Group:
         """`span` is the first slice that may be visited and the one after the last; a `fixed` region never grows."""
         self.scene, self.span, self.fixed = scene, span, fixed
         self.seeds: dict[int, dict[Mark, Seed]] = {}
+        self._taken: dict[tuple[int, Mark], Seed] = {}
         self._prompted: dict[tuple[int, Mark], Tracked] = {}
         self._results: dict[Run, Outcome] = {}
         self._look_at(region)
@@ -82,6 +84,7 @@ class Group:
         for mark in [mark for mark in self.seeds.get(label, {}) if mark.z == z]:
             del self.seeds[label][mark]
             self._prompted.pop((label, mark), None)
+            self._taken.pop((label, mark), None)
         if not self.seeds.get(label):
             self.seeds.pop(label, None)
 
@@ -153,16 +156,26 @@ class Group:
 
     def _planes(self, label: int) -> dict[int, NDArray[np.bool_]]:
         """Annotated slices that show the object, [X, Y]: as outlined, or as the network has them by points."""
+        taken = {mark: self._take(label, mark) for mark in self.seeds[label] if mark.present}
         return {
             mark.z: self._prompted_plane(label, mark) if seed.mask is None else seed.mask
-            for mark, seed in self.seeds[label].items()
-            if mark.present
+            for mark, seed in taken.items()
         }
 
     def _outlined(self, label: int) -> list[tuple[Mark, NDArray[np.bool_]]]:
         """Annotated slices that show the object, with its mask [X, Y]."""
-        seeds = self.seeds[label].items()
-        return [(mark, seed.mask) for mark, seed in seeds if mark.present and seed.mask is not None]
+        taken = {mark: self._take(label, mark) for mark in self.seeds[label] if mark.present}
+        return [(mark, seed.mask) for mark, seed in taken.items() if seed.mask is not None]
+
+    def _take(self, label: int, mark: Mark) -> Seed:
+        """A seed as the network is shown it: a mask may be drawn in haste."""
+        if (label, mark) not in self._taken:
+            seed, volume = self.seeds[label][mark], self.scene.volume
+            if seed.mask is not None and mark.present and self.scene.how.appearance:
+                hu = volume.voxels[:, :, mark.z]
+                seed = replace(seed, mask=settled(seed.mask, hu, volume.spacing[:2], self.scene.how.appearance))
+            self._taken[label, mark] = seed
+        return self._taken[label, mark]
 
     def _prompted_plane(self, label: int, mark: Mark) -> NDArray[np.bool_]:
         """What the network made of a seed, [X, Y]."""
@@ -265,7 +278,7 @@ class Group:
         slices = sorted(waiting)
         for z in slices:
             features = self.features.get([z], (later for later in slices if later > z))[z]
-            prompts = [self.frame_prompt(self.seeds[label][mark]) for label, mark in waiting[z]]
+            prompts = [self.frame_prompt(self._take(label, mark)) for label, mark in waiting[z]]
             self._prompted.update(zip(waiting[z], self.scene.engine.prompt(features, prompts), strict=True))
             visited(0)
 
