@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,6 +13,8 @@ from scipy import ndimage
 from fake_sam2 import FakeSam2
 from polycl.metrics import dice
 from polycl.propagate.contour import settled
+from polycl.propagate.engine import FramePrompt, Tracked
+from polycl.propagate.frames import Region
 from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
@@ -32,6 +37,9 @@ HASTY = {"tight": disc(17), "wide": disc(23), "shifted": disc(20, (47.7, 48.4))}
 
 def ct(organ: Mask, hu: float = 150.0) -> NDArray[np.int16]:
     return (np.where(organ, hu, 20) + np.random.default_rng(0).normal(0, 15, SHAPE)).astype(np.int16)
+
+
+VOLUME = Volume(np.repeat(ct(ORGAN)[:, :, None], 9, axis=2), np.diag([*SPACING, 2.0, 1.0]))
 
 
 def score(found: Mask, mask: Mask) -> float:
@@ -65,9 +73,27 @@ def test_it_is_left_alone_where_there_is_nothing_to_tell() -> None:
     np.testing.assert_array_equal(settled(ORGAN, unknown, SPACING, 1.0), ORGAN)
 
 
-def carried(drawn: Mask, **parameters: float) -> Mask:
-    volume = Volume(np.repeat(ct(ORGAN)[:, :, None], 9, axis=2), np.diag([*SPACING, 2.0, 1.0]))
-    session = Propagation(volume, FakeSam2(), parameters=PropagateParameters(**parameters))
+@pytest.mark.parametrize(("appearance", "closer"), [(1.0, True), (0.0, False)])
+def test_that_is_what_the_network_is_shown(appearance: float, closer: bool) -> None:
+    shown: list[float] = []
+
+    class Watched(FakeSam2):
+        def prompt(self, features: Any, prompts: Sequence[FramePrompt]) -> list[Tracked]:
+            shown.extend(float(one.mask.sum()) for one in prompts if one.mask is not None)
+            return super().prompt(features, prompts)
+
+    for drawn in (HASTY["tight"], ORGAN):
+        session = Propagation(VOLUME, Watched(), parameters=PropagateParameters(appearance=appearance))
+        session.put(1, {4: Seed(drawn)})
+        session.run()
+    scale = HASTY["tight"].sum() / ORGAN.sum()
+    regions = [Region.around(VOLUME, Seed(drawn).extent, FakeSam2().frames) for drawn in (HASTY["tight"], ORGAN)]
+    tight, well = (area * (region.width * region.height) for area, region in zip(shown, regions, strict=True))
+    assert (tight / well > (1 + scale) / 2) == closer
+
+
+def carried(drawn: Mask) -> Mask:
+    session = Propagation(VOLUME, FakeSam2())
     session.put(1, {4: Seed(drawn)})
     return session.run().voxels == 1
 
@@ -80,8 +106,7 @@ def test_other_slices_follow_the_object_and_the_annotated_one_comes_back_as_it_w
 
 
 def test_a_second_annotation_on_the_slice_takes_the_place_of_the_first() -> None:
-    volume = Volume(np.repeat(ct(ORGAN)[:, :, None], 9, axis=2), np.diag([*SPACING, 2.0, 1.0]))
-    session = Propagation(volume, FakeSam2())
+    session = Propagation(VOLUME, FakeSam2())
     session.put(1, {4: Seed(HASTY["tight"])})
     session.run()
     session.put(1, {4: Seed(HASTY["wide"])})
