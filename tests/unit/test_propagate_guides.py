@@ -210,6 +210,17 @@ def test_who_finds_nothing_is_not_heard_where_the_object_is_said_to_be() -> None
         assert session.recognised
 
 
+def test_who_knows_the_object_on_one_of_the_annotated_slices_knows_it() -> None:
+    """Elsewhere it may fail: there it is contradicted, and not heard."""
+    upper = ORGAN & (Z > 15)
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Known(organ=upper)])
+    session.put(1, {z: Seed(ORGAN[:, :, z]) for z in (12, 20)})
+    result = found(session)
+    assert session.recognised[1].label == "organ"
+    assert last(result) == 23
+    assert result[30, 25, 10:20].all()
+
+
 def test_a_guide_is_forgotten_with_its_object() -> None:
     session = Propagation(ct(COLUMN), FakeSam2(), guides=[Known(organ=ORGAN)])
     session.put(1, {15: Seed(COLUMN[:, :, 15])})

@@ -26,6 +26,9 @@ SLICES_AT_A_TIME = 16
 TAPERS = 0.5
 """Of the area on an annotated slice: with less the object ends near there, if it has not yet, and nothing joins it."""
 
+TAPERED, REGROWN = 0.1, 1.5
+"""A mask of under this share of the largest area has all but ended; one of so many times that is something else."""
+
 
 @dataclass(frozen=True, eq=False)
 class Object:
@@ -117,6 +120,29 @@ def keep_connected(found: Found, seeds: Collection[int], reach: int) -> Found:
         dropped = inside[z - low] & ~kept[components[z - low]]
         result[z] = logits.masked_fill(torch.from_numpy(dropped), -LARGEST) if dropped.any() else logits
     return result
+
+
+def without_regrown(found: Found, first: int | None, last: int | None) -> Found:
+    """`found` without what grows again where the object had all but ended: that is something which it touches.
+
+    Looked for below the slice `first` and above `last`, the outermost that are annotated; None: not in that direction.
+    """
+    areas = {z: int((logits > 0).sum()) for z, logits in found.items()}
+    kept, largest = dict(found), max(areas.values(), default=0)
+    for start, step in ((first, -1), (last, 1)):
+        beyond = (
+            itertools.takewhile(lambda z: areas.get(z, 0) > 0, itertools.count(start + step, step))
+            if start is not None
+            else ()
+        )
+        least, ended = largest, None
+        for z in beyond:
+            if areas[z] <= min(least, TAPERED * largest):
+                least, ended = areas[z], z
+            elif ended is not None and areas[z] > REGROWN * least:
+                kept = {other: logits for other, logits in kept.items() if (other - ended) * step <= 0}
+                break
+    return kept
 
 
 def paint(objects: Collection[Object], volume: Volume, out: NDArray[np.uint8]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polycl.propagate.compose import Object, blend, bridged, keep_connected
+from polycl.propagate.compose import Object, blend, bridged, keep_connected, without_regrown
 from polycl.propagate.contour import Appearances, settled
 from polycl.propagate.edges import Edges, Trial, choose
 from polycl.propagate.ending import Ending, Looks, one_object
@@ -117,6 +117,7 @@ class Group:
             found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
             if self.scene.how.connected:
                 found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
+            found = without_regrown(found, *self._open_ends(label))
             longest = int(self.scene.how.bridge / self.scene.volume.spacing[2])
             found = bridged(found, stretches(seeds), longest, self.scene.how.overlap)
             as_given = {mark.z for mark, seed in seeds.items() if seed.mask is not None}
@@ -130,6 +131,15 @@ class Group:
             finer, count = partial(self._finer, label, shares), self.scene.how.appearance
             made.append(Object(label, self.grid, found, self._edges(label), finer, self._appearances(label), count))
         return made
+
+    def _open_ends(self, label: int) -> tuple[int | None, int | None]:
+        """The outermost slices that show a label by its seeds; None to a side on which it is said where it ends."""
+        seeds = self.seeds[label]
+        there, ends = [mark.z for mark in seeds if mark.present], [mark.z for mark in seeds if mark.is_end]
+        first, last = min(there, default=None), max(there, default=None)
+        if first is None or last is None:
+            return None, None
+        return None if min(ends, default=first) < first else first, None if max(ends, default=last) > last else last
 
     def _finer(self, label: int, shares: Mapping[int, float], z: int) -> NDArray[np.float32] | None:
         """What a segmenter tells about the voxels of a slice that the pixels of masks were too coarse for."""

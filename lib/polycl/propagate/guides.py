@@ -141,9 +141,9 @@ class Guides:
     ) -> None:
         """Find out who knows the object `label`, unless that is known.
 
-        Who finds it on the annotated slices, of which the largest are shown, must still do so once it has seen the
-        volume: a bladder may look like a liver to who does not see the liver. What it finds is then corrected by how
-        the slices were annotated.
+        Who finds it on one of the annotated slices, of which the largest are shown, must still do so once it has seen
+        the volume: a bladder may look like a liver to who does not see the liver. What it finds is then corrected by
+        how the slices were annotated.
 
         Args:
             label: the object.
@@ -172,7 +172,8 @@ class Guides:
         for _, guide, name in known:
             likelihood = guide.everywhere(name, check)
             still = compared({z: likelihood[:, :, z] for z in shown})
-            if Say.of(still) is not None or (guide.corrects(name) and _recognition(still) > SUSPECTED):
+            heard = any(Say.of([one]) is not None for one in still)
+            if heard or (guide.corrects(name) and _recognition(still) > SUSPECTED):
                 check()
                 self.recognised[label] = Recognised(guide.name, name, guide.corrected(name, likelihood, planes()))
                 return
@@ -226,8 +227,8 @@ class Say:
 
 
 def _recognition(found: Sequence[tuple[Odds, Mask]]) -> float:
-    """Mean Dice of log-odds with masks, shifted as fits best; each unit of a shift costs."""
-    return max(_agreement(found, float(shift)) - SHIFT_COST * abs(float(shift)) for shift in SHIFTS)
+    """Dice of log-odds with masks, shifted as fits best, on the slice where it is highest; a unit of a shift costs."""
+    return max(_agreement([one], float(shift)) - SHIFT_COST * abs(float(shift)) for one in found for shift in SHIFTS)
 
 
 def _agreement(found: Sequence[tuple[Odds, Mask]], shift: float) -> float:
