@@ -27,7 +27,7 @@ TAPERS = 0.5
 """Of the area on an annotated slice: with less the object ends near there, if it has not yet, and nothing joins it."""
 
 TAPERED, REGROWN = 0.1, 1.5
-"""A mask of under this share of the largest area has all but ended; one of so many times that is something else."""
+"""A mask of under this share of the largest area before has all but ended; so many times that is something else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,16 +127,14 @@ def without_regrown(found: Found, first: int | None, last: int | None) -> Found:
 
     Looked for below the slice `first` and above `last`, the outermost that are annotated; None: not in that direction.
     """
-    areas = {z: int((logits > 0).sum()) for z, logits in found.items()}
-    kept, largest = dict(found), max(areas.values(), default=0)
+    areas, kept = {z: int((logits > 0).sum()) for z, logits in found.items()}, dict(found)
     for start, step in ((first, -1), (last, 1)):
-        beyond = (
-            itertools.takewhile(lambda z: areas.get(z, 0) > 0, itertools.count(start + step, step))
-            if start is not None
-            else ()
-        )
+        if start is None:
+            continue
+        largest = max((area for z, area in areas.items() if (z - start) * step <= 0), default=0)
         least, ended = largest, None
-        for z in beyond:
+        for z in itertools.takewhile(lambda z: areas.get(z, 0) > 0, itertools.count(start + step, step)):
+            largest = max(largest, areas[z])
             if areas[z] <= min(least, TAPERED * largest):
                 least, ended = areas[z], z
             elif ended is not None and areas[z] > REGROWN * least:
