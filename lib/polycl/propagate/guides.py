@@ -31,7 +31,7 @@ Mask = NDArray[np.bool_]
 Odds = NDArray[np.float32]
 STRANGER, FRIEND = 0.6, 0.8
 """Dice on annotated slices: up to the first a segmenter has no say, from the second on its full share."""
-SUSPECTED = 0.45
+SUSPECTED = 0.4
 """The same for an object to be recognised at all, by who can correct itself by the annotated slices: what that finds of
 other structures of a head and neck, and what others are outlined as, agree by less than 0.3."""
 SHARE = 0.7
