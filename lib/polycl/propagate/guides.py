@@ -32,8 +32,8 @@ Odds = NDArray[np.float32]
 STRANGER, FRIEND = 0.6, 0.8
 """Dice on annotated slices: up to the first a segmenter has no say, from the second on its full share."""
 SUSPECTED = 0.4
-"""The same for an object to be recognised at all, by who can correct itself by the annotated slices: what that finds of
-other structures of a head and neck, and what others are outlined as, agree by less than 0.3."""
+"""The same for an object to be recognised by who can correct itself by the annotated slices. On validation and test
+patients of OpenKBP other structures than the one that was annotated have less than 0.3."""
 SHARE = 0.7
 """What a segmenter's log-odds count at most, beside those of the network."""
 YIELDS = 0.5
