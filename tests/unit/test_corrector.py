@@ -95,8 +95,28 @@ class TestGrids:
         assert set(shown[:, :, at].unique().tolist()) == {-1.0, 1.0}
         assert int((shown == 1).sum()) * 4 == pytest.approx(ball(8)[:, :, 12].sum(), rel=0.1)
 
+    def test_of_two_slices_on_one_of_its_voxels_the_nearer_to_the_middle_counts_in_any_order(self) -> None:
+        one, other = ball(8)[:, :, 12], ball(4)[:, :, 12]
+        for slices in ({4: one, 5: other}, {5: other, 4: one}):  # of 3 to 5 in one, whose middle is 4
+            shown = annotated_at(slices, 9, (20, 18, 3))
+            torch.testing.assert_close(shown, annotated_at({4: one}, 9, (20, 18, 3)))
+
+    def test_what_is_too_small_for_its_voxels_is_still_shown(self) -> None:
+        dot = np.zeros((40, 36), dtype=bool)
+        dot[20, 18] = True
+        shown = annotated_at({0: dot}, 1, (10, 9, 1))[0, :, :, 0]
+        assert torch.nonzero(shown == 1).tolist() == [[5, 4]]
+
 
 class TestInference:
+    @pytest.mark.parametrize("shape", [(4, 4, 1), (60, 60, 1), (16, 16, 16)])
+    def test_small_volumes_are_corrected_too(self, shape: tuple[int, int, int]) -> None:
+        mask = np.ones(shape, dtype=bool)
+        mask[: shape[0] // 2] = False
+        image = Volume(np.zeros(shape, np.int16), np.diag([2.0, 2.0, 4.0, 1.0]))
+        found = odds(mask)
+        np.testing.assert_array_equal(corrector().corrected(image, found, {0: mask[:, :, 0]}), found)
+
     def test_new_weights_change_nothing(self) -> None:
         found = odds(ball(10))
         after = corrector().corrected(volume(ball(10)), found, {12: ball(10)[:, :, 12]})

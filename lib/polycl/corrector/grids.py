@@ -44,8 +44,10 @@ def annotated_at(slices: Mapping[int, NDArray[np.bool_]], depth: int, shape: Sha
         shape: voxels that the network sees of it.
     """
     shown = torch.zeros(1, *shape)
-    for z, mask in slices.items():
-        inside = resize(torch.from_numpy(mask)[None, None].float(), shape[:2])[0, 0] > 0.5
-        at = min(shape[2] - 1, int((z + 0.5) * shape[2] / depth))
-        shown[0, :, :, at] = torch.where(inside, 1.0, -1.0)
+    places = {z: (z + 0.5) * shape[2] / depth for z in slices}
+    last_counts = sorted(slices, key=lambda z: (-abs(places[z] % 1 - 0.5), z))  # the nearest to a voxel's middle
+    for z in last_counts:
+        covered = resize(torch.from_numpy(slices[z])[None, None].float(), shape[:2])[0, 0]
+        least = min(0.5, 0.99 * float(covered.max()))  # what is too small for a voxel is where it covers most
+        shown[0, :, :, min(shape[2] - 1, int(places[z]))] = torch.where(covered > least, 1.0, -1.0)
     return shown

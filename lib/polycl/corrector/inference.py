@@ -78,6 +78,8 @@ class Corrector:
     def log_odds(self, seen: torch.Tensor) -> torch.Tensor:
         """`CorrectorNetwork` on `[B, C, X, Y, Z]` of any size: `[B, 1, X, Y, Z]`, float32."""
         missing = [-side % MULTIPLE for side in seen.shape[2:]]
+        if all(side <= MULTIPLE for side in seen.shape[2:]):
+            missing[0] += MULTIPLE  # its deepest features would be of one voxel, of which there is no variance
         padded = F.pad(seen, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate").to(self.where.device)
         mixed = self.where.precision != "fp32"
         with self._lock, torch.autocast(self.where.device.type, self.where.dtype if mixed else None, enabled=mixed):
