@@ -167,6 +167,9 @@ class TestInference:
         checkpoints.save(tmp_path / "good.safetensors", CorrectorNetwork(HEADER).state_dict(), HEADER)
         other = HEADER.model_copy(update={"features": (8,) * 6})
         checkpoints.save(tmp_path / "bad.safetensors", CorrectorNetwork(HEADER).state_dict(), other)
+        negative = HEADER.model_copy(update={"features": (-1,) * 6})
+        checkpoints.save(tmp_path / "worse.safetensors", CorrectorNetwork(HEADER).state_dict(), negative)
+        checkpoints.save(tmp_path / "c@2.safetensors", CorrectorNetwork(HEADER).state_dict(), HEADER)
         assert [one.header for one in load_correctors(here, {"tiny"})] == [HEADER]
         assert "do not fit" in caplog.text
         assert load_correctors(here, {"nobody"}) == []
@@ -249,6 +252,7 @@ class TestTraining:
         start = {name: one * np.nan for name, one in CorrectorNetwork(HEADER).state_dict().items()}
         with pytest.raises(InputError, match="not finite"):
             train(HEADER, [broken], [], tmp_path / "c.safetensors", recipe=self.RECIPE, where=WHERE, start=start)
+        assert not list(tmp_path.iterdir()), "nothing of it is kept, nor gone on from"
 
 
 class Upper(Segmenter):
@@ -291,6 +295,17 @@ class TestInPropagation:
         np.testing.assert_array_equal(session.recognised[1].likelihood, odds(ball(10), 7))
         assert [list(slices) for slices in told.given] == [[12]]
         np.testing.assert_array_equal(told.given[0][12], ball(10)[:, :, 12])
+
+    def test_a_point_at_which_the_network_finds_nothing_is_not_shown_as_absence(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told = Told()
+        session = self.session([told], ball(10)[:, :, 12])
+        nothing = np.zeros((40, 36), dtype=bool)
+        monkeypatch.setattr("polycl.propagate.group.Group._prompted_plane", lambda *_: nothing)
+        session.put(1, {14: Seed(points=np.array([[20.0, 18.0]]), labels=np.array([1]))})
+        session.run()
+        assert [list(slices) for slices in told.given] == [[12]]
 
     def test_a_later_correction_does_not_ask_it_again(self) -> None:
         told = Told()

@@ -39,8 +39,8 @@ class Corrector:
         """The corrector in the checkpoint at `path`; ModelError if it is missing, altered or none of ours."""
         where = devices.choose(device, precision)
         header, weights = checkpoints.load_as(CorrectorHeader, path, sha256=sha256)
-        network = CorrectorNetwork(header)
         try:
+            network = CorrectorNetwork(header)
             network.load_state_dict({name: one.float() for name, one in weights.items()})
         except RuntimeError:
             raise ModelError(f"the weights in {path.name} do not fit the network that its header describes") from None

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from polycl.errors import ModelError
+from polycl.errors import PolyclError
 
 if TYPE_CHECKING:
     from polycl.corrector.inference import Corrector
@@ -24,11 +24,12 @@ def load_correctors(settings: Settings, segmenters: Collection[str]) -> list[Cor
     from polycl.corrector.inference import Corrector
 
     catalogue, loaded = Catalogue.default(settings), []
-    for entry in (catalogue.entry(name, KIND) for name in catalogue.names(KIND)):
+    for name in catalogue.names(KIND):
         try:
+            entry = catalogue.entry(name, KIND)
             if entry.path.is_file() and read_header_as(CorrectorHeader, entry.path).segmenter in segmenters:
                 where = {"device": settings.device, "precision": settings.precision}
                 loaded.append(Corrector.load(entry.path, sha256=entry.sha256, **where))
-        except ModelError as error:
+        except (PolyclError, OSError) as error:
             logger.warning("a segmenter is not corrected by annotated slices: %s", error)
     return loaded

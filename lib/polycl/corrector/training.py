@@ -99,6 +99,8 @@ def train(
         average.update_parameters(network)
         losses.append(float(loss.detach()))
         state.step, found = step + 1, None
+        if not math.isfinite(losses[-1]):
+            raise InputError(f"the loss is not finite at step {state.step}; use a smaller learning rate, or fp32")
         if state.step % recipe.validate_every == 0 or state.step == recipe.steps:
             found = score(_as_it_is(header, average, where), held_out)
             if found >= state.best:
@@ -107,8 +109,6 @@ def train(
         if found is not None or state.step % recipe.keep_every == 0:
             state.keep()
         if found is not None or state.step % REPORT_EVERY == 0:
-            if not math.isfinite(sum(losses)):
-                raise InputError(f"the loss is not finite at step {state.step}; use a smaller learning rate, or fp32")
             seconds = (time.perf_counter() - began) / len(losses)
             report(Report(state.step, recipe.steps, sum(losses) / len(losses), seconds, found))
             losses, began = [], time.perf_counter()

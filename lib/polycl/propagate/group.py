@@ -164,6 +164,10 @@ class Group:
         slices = {z: (volume.voxels[:, :, z], mask) for z, mask in self._planes(label).items()}
         return Appearances(slices, volume.spacing[:2])
 
+    def _shown_planes(self, label: int) -> dict[int, NDArray[np.bool_]]:
+        """Those of `_planes` that show anything: the network may find nothing at a point."""
+        return {z: mask for z, mask in self._planes(label).items() if mask.any()}
+
     def _planes(self, label: int) -> dict[int, NDArray[np.bool_]]:
         """Annotated slices that show the object, [X, Y]: as outlined, or as the network has them by points."""
         taken = {mark: self._take(label, mark) for mark in self.seeds[label] if mark.present}
@@ -276,7 +280,7 @@ class Group:
     def _ask_guides(self, check: Callable[[], None]) -> None:
         for label, seeds in self.seeds.items():
             seen = {mark.z: self._mask(label, mark) for mark in seeds if mark.present}
-            self.scene.guides.ask(label, seen, self._shown, partial(self._planes, label), check)
+            self.scene.guides.ask(label, seen, self._shown, partial(self._shown_planes, label), check)
 
     def _prompt(self, visited: Callable[[int], None]) -> None:
         """Ask the network about seeds that it has not seen, slice by slice."""
