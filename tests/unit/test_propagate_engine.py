@@ -192,6 +192,23 @@ class TestAgainstThePackage:
             torch.testing.assert_close(alone.logits, found.logits, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(together[0].logits, together[1].logits)
 
+    @pytest.mark.parametrize(("precision", "off"), [("fp32", 1e-5), ("bf16", 0.02)])
+    def test_lanes_of_a_batch_may_remember_more_or_less(self, precision: str, off: float) -> None:
+        ours = engine(predictor(), precision=precision)
+        features = ours.encode(torch.randn(2, 3, SIZE, SIZE))
+        one, other = (found.memory for found in ours.prompt(features[0], PROMPTS[:2]))
+        looked = [
+            Recall(((0, one),), ((1, one),), 4),
+            Recall(((0, one), (0, other), (TINY.memories - 1, other)), ((3, one), (1, other)), 4),
+            Recall(((0, other),), (), 4),
+        ]
+        together = ours.track([features[1]] * 3, looked)
+        alone = [ours.track([features[1]], [each])[0] for each in looked]
+        for single, found in zip(alone, together, strict=True):
+            torch.testing.assert_close(single.logits, found.logits, atol=off, rtol=1e-4)
+            torch.testing.assert_close(single.memory.pointer, found.memory.pointer, atol=off, rtol=1e-4)
+        assert (alone[0].logits - alone[2].logits).abs().max() > 2 * off
+
 
 class TestEngine:
     def test_bf16_is_close(self) -> None:
@@ -211,6 +228,16 @@ class TestEngine:
         query, key, value = (torch.randn(2, n, 16).bfloat16() for n in (100, 70, 70))
         expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
         torch.testing.assert_close(attend(query, key, value).float(), expected, atol=0.03, rtol=0.03)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_what_is_absent_gets_no_attention(self, dtype: torch.dtype) -> None:
+        query, key, value = (torch.randn(2, n, 16).to(dtype) for n in (10, 7, 7))
+        absent = torch.arange(7) >= torch.tensor([[7], [4]])
+        found = attend(query, key, value, absent)
+        for lane, count in enumerate((7, 4)):
+            there = slice(lane, lane + 1), slice(count)
+            alone = attend(query[lane : lane + 1], key[there], value[there])
+            torch.testing.assert_close(found[lane : lane + 1], alone, atol=0.02, rtol=0.02)
 
     @pytest.mark.parametrize("size", [32, 96, 160])
     def test_any_size_that_fits(self, size: int) -> None:

@@ -96,7 +96,7 @@ class TestRecall:
 
     def test_right_after_the_seed_there_is_only_the_seed(self) -> None:
         found = recall(self.run, 11, {self.run.start: memory("seed")}, {}, slots=4, pointers=3, depth=30)
-        assert found.shape == (1, 1, 3)
+        assert (len(found.spatial), len(found.pointers), found.reach) == (1, 1, 3)
 
     def test_a_seed_ahead_is_remembered_but_not_pointed_at(self) -> None:
         run = Run(1, Mark(10, 0), Mark(20, 0), 1, 20)

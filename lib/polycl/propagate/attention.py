@@ -32,6 +32,7 @@ def read(
     memory: torch.Tensor,
     memory_position: torch.Tensor,
     pointers: int,
+    absent: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What `module` makes of a slice's features given memories, float32.
 
@@ -42,6 +43,7 @@ def read(
         memory: memories of pixels and then `pointers` tokens of pointers, [B, M, C_memory].
         memory_position: where those are, of the same shape.
         pointers: tokens at the end that have no place in the image.
+        absent: tokens of `memory` that are none, bool [B, M]; None if there are no such.
     """
     dtype = module.layers[0].linear1.weight.dtype
     keys, values = (memory + memory_position).to(dtype), memory.to(dtype)
@@ -49,7 +51,7 @@ def read(
     for layer in module.layers:
         inner = layer.norm1(out).to(dtype)
         out = out + _rotary(layer.self_attn, inner, inner, inner, 0)
-        out = out + _rotary(layer.cross_attn_image, layer.norm2(out).to(dtype), keys, values, pointers)
+        out = out + _rotary(layer.cross_attn_image, layer.norm2(out).to(dtype), keys, values, pointers, absent)
         inner = layer.linear1(layer.norm3(out).to(dtype))
         out = out + layer.linear2(layer.activation(inner)).float()
     result: torch.Tensor = module.norm(out)
@@ -57,14 +59,19 @@ def read(
 
 
 def _rotary(
-    module: RoPEAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, unplaced: int
+    module: RoPEAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    unplaced: int,
+    absent: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The attention of `module`, which has one head, with rotary positions on all but the last `unplaced` keys."""
     turns = module.freqs_cis = module.freqs_cis.to(query.device)
     query, key = module.q_proj(query), module.k_proj(key)
     _turn(query, turns)
     _turn(key[:, : key.shape[1] - unplaced], turns)
-    result: torch.Tensor = module.out_proj(attend(query, key, module.v_proj(value))).float()
+    result: torch.Tensor = module.out_proj(attend(query, key, module.v_proj(value), absent)).float()
     return result
 
 
@@ -75,10 +82,19 @@ def _turn(tokens: torch.Tensor, turns: torch.Tensor) -> None:
         image.copy_(torch.view_as_real(pairs * turns).flatten(-2))
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Softmax attention of [B, N, C] on [B, M, C]."""
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, absent: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Softmax attention of [B, N, C] on [B, M, C], but for what of that is `absent`, bool [B, M]."""
     if query.is_cuda or query.dtype == torch.float32:
-        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+        mask = None if absent is None else ~absent[:, None, None]
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], attn_mask=mask)[:, 0]
     scaled, turned = query * query.shape[-1] ** -0.5, key.transpose(1, 2)
     rows = max(32, BLOCK // (len(query) * key.shape[1]))
-    return torch.cat([torch.bmm(torch.bmm(part, turned).softmax(dim=-1), value) for part in scaled.split(rows, 1)], 1)
+    parts = []
+    for part in scaled.split(rows, 1):
+        weights = torch.bmm(part, turned)
+        if absent is not None:
+            weights.masked_fill_(absent[:, None], float("-inf"))
+        parts.append(torch.bmm(weights.softmax(dim=-1), value))
+    return torch.cat(parts, 1)

@@ -129,11 +129,6 @@ class Recall:
         """Logits [S / 4, S / 4] of the network with the hints blended in."""
         return functools.reduce(lambda so_far, hint: hint.blend(so_far), self.hints, logits)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Frames with the same can share a batch."""
-        return len(self.spatial), len(self.pointers), self.reach
-
 
 @dataclass(frozen=True, eq=False)
 class FramePrompt:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from polycl import devices
 from polycl.errors import InputError
@@ -99,18 +100,13 @@ class Sam2Engine:
 
     @torch.inference_mode()
     def track(self, features: Sequence[Features], recalls: Sequence[Recall]) -> list[Tracked]:
-        """See `VideoEngine`. Objects with equally many memories share a batch."""
-        groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-        for number, recall in enumerate(recalls):
-            groups[recall.shape].append(number)
-        results: dict[int, Tracked] = {}
+        """See `VideoEngine`."""
+        most = max(1, LANE_PIXELS // self.size**2)
+        results: list[Tracked] = []
         with self._lock:
-            for group in groups.values():
-                most = max(1, LANE_PIXELS // self.size**2)
-                for members in (group[start : start + most] for start in range(0, len(group), most)):
-                    found = self._track([features[n] for n in members], [recalls[n] for n in members])
-                    results.update(zip(members, found, strict=True))
-        return [results[n] for n in range(len(recalls))]
+            for start in range(0, len(recalls), most):
+                results += self._track(features[start : start + most], recalls[start : start + most])
+        return results
 
     @torch.inference_mode()
     def candidates(
@@ -153,8 +149,8 @@ class Sam2Engine:
             )
         return low.float(), scores.float()
 
-    def _track(self, features: list[Features], recalls: list[Recall]) -> list[Tracked]:
-        """`track` for frames with equally many memories."""
+    def _track(self, features: Sequence[Features], recalls: Sequence[Recall]) -> list[Tracked]:
+        """`track` for what makes one batch."""
         top, fine = self._stacked(features)
         with self._told_there(recalls):
             outputs = self._net._forward_sam_heads(
@@ -183,7 +179,7 @@ class Sam2Engine:
         finally:
             handle.remove()
 
-    def _previous(self, recalls: list[Recall]) -> torch.Tensor | None:
+    def _previous(self, recalls: Sequence[Recall]) -> torch.Tensor | None:
         """The masks of the frames before as prompts [B, 1, S / 4, S / 4]; None for a network without use for them."""
         if not self.config.previous_mask:
             return None
@@ -204,35 +200,42 @@ class Sam2Engine:
             multimask_output=self._net._use_multimask(True, points),
         )
 
-    def _remember(self, top: torch.Tensor, recalls: list[Recall]) -> torch.Tensor:
-        """Features `top` [B, C, H, W] conditioned on memories, all lanes with equally many."""
+    def _remember(self, top: torch.Tensor, recalls: Sequence[Recall]) -> torch.Tensor:
+        """Features `top` [B, C, H, W] conditioned on memories, of which each lane may have another number."""
         net = self._net
-        temporal = net.maskmem_tpos_enc.flatten(1).flip(0)  # by slot
-        tokens, positions = [], []
-        for n in range(len(recalls[0].spatial)):
-            slots, memories = zip(*(one.spatial[n] for one in recalls), strict=True)
-            tokens.append(self._flat(torch.stack([memory.features for memory in memories])))
-            positions.append(self._memory_position + temporal[list(slots)][:, None])
-        count = 0
-        if recalls[0].pointers:
-            pointers, places = self._pointer_tokens(recalls)
-            tokens.append(pointers)
-            positions.append(places)
-            count = pointers.shape[1]
-        memory, places = torch.cat(tokens, dim=1), torch.cat(positions, dim=1)
-        seen = attention.read(net.memory_attention, self._flat(top), self._image_position, memory, places, count)
-        return seen.transpose(1, 2).reshape(top.shape)
+        spatial = [self._spatial_tokens(one) for one in recalls]
+        pointers = [self._pointer_tokens(one) for one in recalls]
+        (seen, seen_at), (pointed, pointed_at) = _padded(spatial), _padded(pointers)
+        absent = torch.cat([_absent([len(tokens) for tokens, _ in part]) for part in (spatial, pointers)], dim=1)
+        found = attention.read(
+            net.memory_attention,
+            self._flat(top),
+            self._image_position,
+            torch.cat([seen, pointed], dim=1),
+            torch.cat([seen_at, pointed_at], dim=1),
+            pointed.shape[1],
+            absent.to(top.device) if absent.any() else None,
+        )
+        return found.transpose(1, 2).reshape(top.shape)
 
-    def _pointer_tokens(self, recalls: list[Recall]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Object pointers cut into tokens as wide as memories [B, P * C / C_memory, C_memory], and their positions."""
+    def _spatial_tokens(self, recall: Recall) -> tuple[torch.Tensor, torch.Tensor]:
+        """Memories of pixels as tokens [M, C_memory], and their positions."""
+        temporal = self._net.maskmem_tpos_enc.flatten(1).flip(0)  # by slot
+        tokens = [memory.features.flatten(1).T for _, memory in recall.spatial]
+        places = [self._memory_position[0] + temporal[slot] for slot, _ in recall.spatial]
+        return torch.cat(tokens), torch.cat(places)
+
+    def _pointer_tokens(self, recall: Recall) -> tuple[torch.Tensor, torch.Tensor]:
+        """Object pointers cut into tokens as wide as memories [P * C / C_memory, C_memory], and their positions."""
         net = self._net
-        pointers = torch.stack([torch.stack([memory.pointer for _, memory in one.pointers]) for one in recalls])
-        far = max(1, recalls[0].reach - 1)
-        back = torch.tensor([[steps for steps, _ in one.pointers] for one in recalls], device=pointers.device)
-        places = net.obj_ptr_tpos_proj(get_1d_sine_pe(back / far, dim=net.hidden_dim))
+        if not recall.pointers:
+            none = self._memory_position.new_zeros(0, net.mem_dim)
+            return none, none
+        pointers = torch.stack([memory.pointer for _, memory in recall.pointers])
+        back = torch.tensor([steps for steps, _ in recall.pointers], device=pointers.device)
+        places = net.obj_ptr_tpos_proj(get_1d_sine_pe(back / max(1, recall.reach - 1), dim=net.hidden_dim))
         pieces = net.hidden_dim // net.mem_dim
-        tokens = pointers.reshape(len(recalls), -1, net.mem_dim)
-        return tokens, places.repeat_interleave(pieces, dim=1)
+        return pointers.reshape(-1, net.mem_dim), places.repeat_interleave(pieces, dim=0)
 
     def _tracked(self, top: torch.Tensor, outputs: Any, *, seeds: bool) -> list[Tracked]:
         """What the heads put out, and the memory it leaves."""
@@ -257,6 +260,17 @@ class Sam2Engine:
     def _flat(maps: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] as [B, H * W, C]."""
         return maps.flatten(2).transpose(1, 2)
+
+
+def _padded(lanes: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and positions, both [M, C], of lanes as batches [B, M, C] of the most there are; zeros fill them up."""
+    tokens, places = (pad_sequence(list(part), batch_first=True) for part in zip(*lanes, strict=True))
+    return tokens, places
+
+
+def _absent(lengths: Sequence[int]) -> torch.Tensor:
+    """Which tokens of `_padded` lanes are none, bool [B, M]."""
+    return torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
 
 
 def _hinted(outputs: Any, recalls: Sequence[Recall]) -> Any:
