@@ -26,6 +26,7 @@ from polycl.devices import choose
 from polycl.errors import InputError, ModelError
 from polycl.odds import STEPS
 from polycl.propagate.guides import SegmenterGuide
+from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
 from polycl.segmenter import Segmenter
@@ -280,10 +281,10 @@ class Told(Corrector):
 
 
 class TestInPropagation:
-    def session(self, correctors: list[Corrector], seed: Mask) -> Propagation:
+    def session(self, correctors: list[Corrector], seed: Mask, **how: Any) -> Propagation:
         image = volume(ball(10) | (Y > 30))
         guide = SegmenterGuide(Upper(), "tiny", image, correctors)
-        session = Propagation(image, FakeSam2(), guides=[guide])
+        session = Propagation(image, FakeSam2(), guides=[guide], parameters=PropagateParameters(**how))
         session.put(1, {12: Seed(seed)})
         return session
 
@@ -314,6 +315,35 @@ class TestInPropagation:
         session.put(1, {14: Seed(ball(8)[:, :, 14])})
         session.run()
         assert len(told.given) == 1
+
+    def test_an_annotation_that_is_redrawn_is_shown_to_it_anew(self) -> None:
+        told = Told()
+        session = self.session([told], ball(10)[:, :, 12], appearance=0.0)
+        session.run()
+        session.put(1, {16: Seed(ball(10)[:, :, 16])})
+        session.run()
+        redrawn = (ball(10) & ~ball(5))[:, :, 12]
+        session.put(1, {12: Seed(redrawn)})
+        again = session.run()
+        assert [sorted(slices) for slices in told.given] == [[12], [12, 16]]
+        np.testing.assert_array_equal(told.given[1][12], redrawn)
+        fresh = self.session([Told()], redrawn, appearance=0.0)
+        fresh.put(1, {16: Seed(ball(10)[:, :, 16])})
+        np.testing.assert_array_equal(again.voxels, fresh.run().voxels)
+
+    def test_what_it_answers_to_a_redrawn_annotation_counts_for_all_runs(self) -> None:
+        class Follows(Told):
+            def corrected(self, volume: Volume, found: Any, annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+                super().corrected(volume, found, annotated)
+                return odds(ball(10) & ((annotated[12].sum() > 250) | (Z > 9)), 7)
+
+        whole, redrawn = ball(10)[:, :, 12], (ball(10) & ~ball(5))[:, :, 12]
+        sessions = [self.session([Follows()], seed, appearance=0.0) for seed in (whole, redrawn)]
+        for session in sessions:
+            session.put(1, {10: Seed(ball(10)[:, :, 10])})
+            session.run()
+        sessions[0].put(1, {12: Seed(redrawn)})
+        np.testing.assert_array_equal(sessions[0].run().voxels, sessions[1].run().voxels)
 
     def test_something_else_is_not(self) -> None:
         told = Told()

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -15,10 +14,8 @@ from scipy import ndimage
 from fake_sam2 import FakeSam2
 from polycl.appearance import Appearance
 from polycl.metrics import dice
-from polycl.propagate.compose import Object
-from polycl.propagate.contour import Appearances, appearance_of, contour
+from polycl.propagate.contour import appearance_of, contour
 from polycl.propagate.engine import LARGEST
-from polycl.propagate.frames import FrameGrid, Region
 from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.seeds import Seed
 from polycl.propagate.session import Propagation
@@ -143,42 +140,16 @@ def test_a_propagated_object_follows_its_look_but_for_annotated_slices() -> None
     assert after > before + 0.01
 
 
-def test_an_annotation_changes_nothing_beyond_the_next_one() -> None:
-    hu = {z: ct(hu=100.0 + 5 * z) for z in (2, 6, 9)}
-    few = Appearances({z: (hu[z], ORGAN) for z in (2, 6)}, SPACING)
-    more = Appearances({z: (hu[z], ORGAN) for z in (2, 9, 6)}, SPACING)
-
-    def tells(of: Appearances, z: int) -> list[float] | None:
-        return None if (found := of.on(z)) is None else list(found.by_bin)
-
-    assert [z for z in range(11) if tells(few, z) == tells(more, z)] == list(range(7))
-    assert tells(few, 0) == tells(few, 1) == list(look(hu[2]).by_bin)
-    assert tells(few, 3) == tells(few, 5) != tells(few, 7)
-    assert [z for z in range(11) if tells(more, z) is None] == [2, 6, 9], "what was annotated stays"
-    assert Appearances({}, SPACING).on(3) is None
-
-
 def test_a_correction_changes_nothing_beyond_the_next_annotated_slice() -> None:
     voxels = np.stack([ct(hu=120.0 + 10 * z) for z in range(14)], axis=2)
     image = Volume(voxels, np.diag([*SPACING, 3.0, 1.0]))
-    session = Propagation(image, FakeSam2(), parameters=PropagateParameters(edges=False))
+    session = Propagation(image, FakeSam2())
     session.put(1, {3: Seed(disc(19)), 7: Seed(disc(20))})
     first = session.run().voxels
     session.put(1, {11: Seed(disc(15))})
     second = session.run().voxels
     np.testing.assert_array_equal(first[:, :, :8], second[:, :, :8])
     assert (first[:, :, 8:] != second[:, :, 8:]).any()
-
-
-def test_an_object_tapers_off_where_it_is_small_beside_the_next_annotated_slice() -> None:
-    side = {z: torch.zeros(10, 10) for z in range(6)}
-    for z, area in enumerate((10, 4, 2, 19, 40, 19)):
-        side[z].view(-1)[:area] = 1
-    annotated = Appearances({z: (ct(), ORGAN) for z in (0, 4)}, SPACING)
-    grid = FrameGrid(Region(0, 0, 10, 10), 10, (10, 10))
-    one = Object(1, grid, side, appearances=annotated)
-    assert [z for z in side if one.tapers(z)] == [1, 2, 3, 5]
-    assert not any(Object(1, grid, side).tapers(z) for z in side)
 
 
 def test_of_few_voxels_hu_tell_little_and_unseen_hu_nothing() -> None:

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from polycl.propagate.edges import Edges, Trial, choose, guided
+from polycl.propagate.edges import Edges, Trial, choose, guided, tried
 from polycl.propagate.frames import FrameGrid, Region
 
 pytestmark = pytest.mark.unit
@@ -27,6 +27,10 @@ def coarse(mask: NDArray[np.bool_], blur: float = 3.0) -> NDArray[np.float32]:
     """Logits as an enlarged mask of few pixels has them."""
     logits: NDArray[np.float32] = ndimage.gaussian_filter(np.where(mask, 8.0, -8.0).astype(np.float32), blur)
     return logits
+
+
+def chosen(*trials: Trial) -> Edges | None:
+    return choose([one for trial in trials if (one := tried(GRID, SIDE // 4, 1.0, trial)) is not None])
 
 
 def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
@@ -57,25 +61,25 @@ def test_a_guide_without_edges_only_smooths() -> None:
 
 
 def test_where_the_annotated_slice_has_edges_they_are_followed() -> None:
-    chosen = choose(GRID, SIDE // 4, 1.0, [Trial(ct(100, 0), STAR)])
-    assert chosen is not None
-    assert chosen.median == pytest.approx(100, abs=3)
+    edges = chosen(Trial(ct(100, 0), STAR))
+    assert edges is not None
+    assert edges.median == pytest.approx(100, abs=3)
 
 
 def test_where_the_ct_does_not_show_the_organ_outlines_stay() -> None:
-    assert choose(GRID, SIDE // 4, 1.0, [Trial(ct(50, 50), STAR)]) is None
+    assert chosen(Trial(ct(50, 50), STAR)) is None
 
 
 def test_without_an_annotated_mask_outlines_stay() -> None:
-    assert choose(GRID, SIDE // 4, 1.0, []) is None
-    assert choose(GRID, SIDE // 4, 1.0, [Trial(np.full((SIDE, SIDE), np.nan, np.float32), STAR)]) is None
+    assert chosen() is None
+    assert chosen(Trial(np.full((SIDE, SIDE), np.nan, np.float32), STAR)) is None
 
 
 def test_who_knows_the_outline_needs_no_edges() -> None:
     """With what a segmenter says the outline is right already; a thin wall would only lose by the filter."""
     known = np.where(STAR, 8.0, -8.0).astype(np.float32)
     trial = Trial(ct(100, 0), STAR, lambda logits: 0.3 * logits + 0.7 * known)
-    assert choose(GRID, SIDE // 4, 1.0, [trial]) is None
+    assert chosen(trial) is None
 
 
 def test_what_is_tried_on_several_slices_counts_on_average() -> None:
@@ -83,10 +87,10 @@ def test_what_is_tried_on_several_slices_counts_on_average() -> None:
     known = np.where(STAR, 8.0, -8.0).astype(np.float32)
     right = Trial(ct(100, 0), STAR, lambda logits: 0.3 * logits + 0.7 * known)
     half = Trial(ct(110, 0), STAR, lambda logits: 0.5 * logits + 0.5 * known)
-    assert choose(GRID, SIDE // 4, 1.0, [Trial(ct(110, 0), STAR)]) is not None
-    assert choose(GRID, SIDE // 4, 1.0, [right, right, half]) is None
+    assert chosen(Trial(ct(110, 0), STAR)) is not None
+    assert chosen(right, right, half) is None
 
 
 def test_a_slice_that_is_no_numbers_tells_nothing() -> None:
     seen, unseen = Trial(ct(100, 0), STAR), Trial(np.full((SIDE, SIDE), np.nan, np.float32), STAR)
-    assert choose(GRID, SIDE // 4, 1.0, [seen, unseen]) == choose(GRID, SIDE // 4, 1.0, [seen]) is not None
+    assert chosen(seen, unseen) == chosen(seen) is not None

@@ -15,7 +15,9 @@ from polycl.errors import Cancelled
 from polycl.metrics import dice
 from polycl.odds import MOST, STEPS, packed, unpacked
 from polycl.propagate.engine import Hint, Lean
+from polycl.propagate.frames import Region
 from polycl.propagate.guides import SHARE, SUREST, YIELDS, Say, SegmenterGuide
+from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.seeds import Seed, with_ends
 from polycl.propagate.session import Propagation
 from polycl.segmenter import Segmenter
@@ -230,6 +232,56 @@ def test_a_guide_is_forgotten_with_its_object() -> None:
     session.put(1, {15: Seed(cylinder(3, 10, 40)[:, :, 15])})
     session.run()
     assert session.recognised == {}
+
+
+def test_what_is_redrawn_as_something_else_is_recognised_as_that() -> None:
+    """And not before who looks is done with it."""
+    bone = cylinder(3, 5, 40)
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[Known(organ=ORGAN, bone=bone)])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    session.run()
+    session.put(1, {15: Seed(bone[:, :, 15])})
+    with pytest.raises(Cancelled):
+        session.run(cancelled=lambda: True)
+    assert session.recognised[1].label == "organ"
+    session.run()
+    assert session.recognised[1].label == "bone"
+
+
+def test_who_knows_it_only_by_a_later_slice_is_heard_in_all_runs() -> None:
+    guide = Known(organ=ORGAN & (Z > 15))
+    session = Propagation(ct(COLUMN), FakeSam2(), guides=[guide])
+    session.put(1, {12: Seed(ORGAN[:, :, 12])})
+    assert last(found(session)) == 39
+    session.put(1, {20: Seed(ORGAN[:, :, 20])})
+    fresh = Propagation(ct(COLUMN), FakeSam2(), guides=[guide])
+    fresh.put(1, {z: Seed(ORGAN[:, :, z]) for z in (12, 20)})
+    np.testing.assert_array_equal(found(session), found(fresh))
+    assert last(found(session)) == 23
+
+
+def test_what_is_recognised_anew_counts_in_runs_that_would_have_stayed() -> None:
+    """One slice is redrawn so that it is something else, which goes on below the other."""
+    narrow, wide = Z < 16, Z >= 16
+    some = (cylinder(7.5, 10, 40) & narrow) | (cylinder(8, 10, 40) & wide)
+    other = (cylinder(7.2, 0, 40) & narrow) | (cylinder(10, 0, 40) & wide)
+    bright = (cylinder(8, 0, 40) & narrow) | (cylinder(10, 0, 40) & wide)
+
+    def session(radius: float) -> Propagation:
+        as_drawn = PropagateParameters(appearance=0.0)
+        guides, region = [Known(some=some, other=other)], Region(14, 9, 32, 32)
+        made = Propagation(ct(bright), FakeSam2(), parameters=as_drawn, guides=guides, region=region)
+        made.put(1, {12: Seed(cylinder(8, 0, 40)[:, :, 12]), 20: Seed(cylinder(radius, 0, 40)[:, :, 20])})
+        return made
+
+    redrawn = session(8)
+    assert np.flatnonzero(found(redrawn).any(axis=(0, 1)))[0] == 10
+    assert redrawn.recognised[1].label == "some"
+    redrawn.put(1, {20: Seed(cylinder(10, 0, 40)[:, :, 20])})
+    result = found(redrawn)
+    assert redrawn.recognised[1].label == "other"
+    assert np.flatnonzero(result.any(axis=(0, 1)))[0] == 0
+    np.testing.assert_array_equal(result, found(session(10)))
 
 
 def test_clicks_are_recognised_too() -> None:

@@ -12,7 +12,7 @@ from polycl.propagate.compose import bridged
 from polycl.propagate.ending import LEAST_SLICES, Ending, Looks
 from polycl.propagate.engine import Memory
 from polycl.propagate.parameters import PropagateParameters
-from polycl.propagate.runs import Mark, Run, plan, recall, stretches
+from polycl.propagate.runs import Mark, Run, beside, plan, recall, stretches
 
 pytestmark = pytest.mark.unit
 
@@ -23,6 +23,13 @@ marks_strategy = st.dictionaries(st.integers(0, 29), st.booleans(), min_size=1, 
 
 def memory(name: object) -> Memory:
     return Memory(name, name)
+
+
+def test_what_is_next_to_a_slice_no_seed_changes_beyond_the_next_one() -> None:
+    few, more = ([Mark(z, 0) for z in some] for some in ((2, 6), (2, 9, 6)))
+    assert [z for z in range(11) if beside(z, few) == beside(z, more)] == list(range(7))
+    assert [[mark.z for mark in beside(z, more)] for z in (0, 2, 3, 6, 9, 10)] == [[2], [2], [2, 6], [6], [9], [9]]
+    assert beside(3, [Mark(2, 0, present=False)]) == beside(3, []) == ()
 
 
 class TestPlan:

@@ -1,59 +1,22 @@
-"""What runs found, put together into one label map."""
+"""What runs found of an object, put together into one result for each slice."""
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 
-from polycl.components import touching
-from polycl.propagate.contour import Appearances, contour
-from polycl.propagate.edges import Edges
 from polycl.propagate.ending import one_object
 from polycl.propagate.engine import LARGEST
-from polycl.propagate.frames import Box, FrameGrid
 from polycl.propagate.runs import Run
 from polycl.propagate.sweep import Found
-from polycl.volume import Volume
-
-SLICES_AT_A_TIME = 16
-TAPERS = 0.5
-"""Of the area on an annotated slice: with less the object ends near there, if it has not yet, and nothing joins it."""
 
 TAPERED, REGROWN = 0.1, 1.5
 """A mask of under this share of the largest area before has all but ended; so many times that is something else."""
-
-
-@dataclass(frozen=True, eq=False)
-class Object:
-    """One label's result: logits over the frames of a grid, by slice, and how its outlines follow the CT.
-
-    `appearances` is what HU tell of it, and `count` how much that counts.
-    `finer` gives what comes to the logits of a slice in its own voxels, [x1 - x0, y1 - y0] over the grid's box, if
-    anything does. It sharpens what is there: pieces of its own do not count.
-    """
-
-    label: int
-    grid: FrameGrid
-    logits: Mapping[int, torch.Tensor]
-    edges: Edges | None = None
-    finer: Callable[[int], NDArray[np.float32] | None] = lambda z: None
-    appearances: Appearances | None = None
-    count: float = 1.0
-
-    def tapers(self, z: int) -> bool:
-        """Whether slice `z` shows little of the object beside the annotated slices next to it."""
-        beside = self.appearances.beside(z) if self.appearances is not None else ()
-        return self._area(z) < TAPERS * max(map(self._area, beside), default=0)
-
-    def _area(self, z: int) -> int:
-        return int((self.logits[z] > 0).sum()) if z in self.logits else 0
 
 
 def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
@@ -141,50 +104,3 @@ def without_regrown(found: Found, first: int | None, last: int | None) -> Found:
                 kept = {other: logits for other, logits in kept.items() if (other - ended) * step <= 0}
                 break
     return kept
-
-
-def paint(objects: Collection[Object], volume: Volume, out: NDArray[np.uint8]) -> None:
-    """Write `objects` into `out`, canonical [X, Y, Z] and 0: each voxel to the label with the highest logit above 0.
-
-    `volume` is the CT in canonical axes.
-    """
-    slices = sorted({z for one in objects for z in one.logits})
-    for start in range(0, len(slices), SLICES_AT_A_TIME):
-        part = slices[start : start + SLICES_AT_A_TIME]
-        planes: dict[int, list[tuple[int, Box, NDArray[np.float32]]]] = defaultdict(list)
-        for one in objects:
-            here = [z for z in part if z in one.logits]
-            if here:
-                restored = one.grid.restore(torch.stack([one.logits[z].float() for z in here]))
-                for z, smooth in zip(here, restored, strict=True):
-                    finer = one.finer(z)
-                    plane = smooth if finer is None else _sharpened(smooth, finer)
-                    x0, x1, y0, y1 = one.grid.box
-                    hu = volume.voxels[x0:x1, y0:y1, z]
-                    if one.edges is not None:
-                        plane = one.edges.follow(plane, hu, volume.spacing[0])
-                    if one.appearances is not None and (look := one.appearances.on(z)) is not None:
-                        plane = contour(plane, hu, volume.spacing[:2], look, one.count, joins=not one.tapers(z))
-                    planes[z].append((one.label, one.grid.box, plane))
-        for z, candidates in planes.items():
-            _paint_slice(out[:, :, z], candidates)
-
-
-def _sharpened(smooth: NDArray[np.float32], finer: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits [X, Y] with finer ones added, but for pieces that the smooth ones have nothing of."""
-    plane = smooth + finer
-    inside = plane > 0
-    plane[inside & ~touching(inside, smooth > 0)] = -LARGEST
-    return plane
-
-
-def _paint_slice(out: NDArray[np.uint8], candidates: list[tuple[int, Box, NDArray[np.float32]]]) -> None:
-    if len(candidates) == 1:
-        label, (x0, x1, y0, y1), logits = candidates[0]
-        out[x0:x1, y0:y1][logits > 0] = label
-        return
-    best = np.zeros(out.shape, dtype=np.float32)
-    for label, (x0, x1, y0, y1), logits in candidates:
-        wins = logits > best[x0:x1, y0:y1]
-        out[x0:x1, y0:y1][wins] = label
-        best[x0:x1, y0:y1][wins] = logits[wins]

@@ -6,7 +6,7 @@ lies around it, was shown on the annotated slices; where these tell the two apar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
@@ -35,33 +35,6 @@ TIMES = 2
 MEANT = 0.93
 """Dice of an annotation with where it is moved to, over which it stays: good ones seldom have less, and outlines that
 are 3 mm off mostly have, of what tissue tells from its surroundings."""
-
-
-class Appearances:
-    """What an object looks like, slice by slice: as on the annotated slices next to it on either side.
-
-    So an annotation changes nothing beyond the next one.
-    """
-
-    def __init__(self, slices: Mapping[int, tuple[NDArray[Any], Mask]], spacing: Spacing) -> None:
-        """`slices` are HU and masks, both [X, Y], of annotated slices; `spacing` is in mm."""
-        self._slices, self._spacing = slices, spacing
-        self._known: dict[tuple[int, ...], Appearance | None] = {}
-
-    def beside(self, z: int) -> tuple[int, ...]:
-        """The annotated slices next to slice `z`, or itself if it is one."""
-        annotated = sorted(self._slices)
-        below, above = [at for at in annotated if at <= z], [at for at in annotated if at >= z]
-        return tuple(sorted({*below[-1:], *above[:1]}))
-
-    def on(self, z: int) -> Appearance | None:
-        """What it looks like around slice `z`; None on an annotated slice, and if there is nothing to tell."""
-        if z in self._slices:
-            return None
-        beside = self.beside(z)
-        if beside not in self._known:
-            self._known[beside] = appearance_of([self._slices[at] for at in beside], self._spacing)
-        return self._known[beside]
 
 
 def appearance_of(slices: Iterable[tuple[NDArray[Any], Mask]], spacing: Spacing) -> Appearance | None:
@@ -140,13 +113,24 @@ def _with_thin_parts(found: Mask, mask: Mask, spacing: Spacing) -> Mask:
     What is thin throughout stays in any case. Corners and bumps of what is thick are not thin.
     """
     reach = [ceil(SMOOTH_MM / mm) for mm in spacing]
-    square = np.ones([2 * pixels + 1 for pixels in reach], dtype=bool)
     padded = np.pad(mask, [(pixels, pixels) for pixels in reach])
-    thick = ndimage.binary_opening(padded, square)
-    thin = touching(padded & ~thick, padded & ~ndimage.binary_dilation(thick, square))
+    thick = _widened(_narrowed(padded, reach), reach)
+    thin = touching(padded & ~thick, padded & ~_widened(thick, reach))
     inner = tuple(slice(pixels, -pixels) for pixels in reach)
     thin_throughout = mask & ~touching(mask, thick[inner])
     return touching(found | thin[inner], found | thin_throughout)
+
+
+def _widened(mask: Mask, reach: list[int]) -> Mask:
+    """Dilated by rectangles of `reach` pixels to each side; as filters along each axis, at a fraction of the cost."""
+    wide: Mask = ndimage.maximum_filter(mask, [2 * pixels + 1 for pixels in reach], mode="constant")
+    return wide
+
+
+def _narrowed(mask: Mask, reach: list[int]) -> Mask:
+    """Eroded in the same way."""
+    narrow: Mask = ndimage.minimum_filter(mask, [2 * pixels + 1 for pixels in reach], mode="constant")
+    return narrow
 
 
 def _reach(spacing: Spacing) -> int:

@@ -81,32 +81,46 @@ class Trial:
     blend: Callable[[Plane], Plane] = lambda logits: logits
 
 
-def choose(grid: FrameGrid, side: int, spacing: float, trials: Sequence[Trial]) -> Edges | None:
-    """What brings inexact masks nearest to annotated ones; None if nothing beats leaving them as they are.
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """What was tried on one annotated slice of an object of `median` HU: the Dice gained by each of `TRIED`."""
+
+    median: float
+    gains: NDArray[np.float64]
+
+
+def tried(grid: FrameGrid, side: int, spacing: float, trial: Trial) -> Tried | None:
+    """How much nearer inexact masks come to an annotated one; None if there is nothing in it.
 
     Args:
         grid: of the network's frames.
         side: pixels a side of its masks.
         spacing: mm between voxels of a plane.
-        trials: annotated slices.
+        trial: the annotated slice.
     """
     x0, x1, y0, y1 = grid.box
-    inside = [(trial, values) for trial in trials if len(values := trial.hu[trial.mask & np.isfinite(trial.hu)])]
-    if not inside:
+    values = trial.hu[trial.mask & np.isfinite(trial.hu)]
+    if not len(values):
         return None
-    median = float(np.median(np.concatenate([values for _, values in inside])))
-    gains: dict[Edges, list[float]] = {}
-    for trial, _ in inside:
-        hu, mask = trial.hu[x0:x1, y0:y1], trial.mask[x0:x1, y0:y1]
-        for logits in map(trial.blend, grid.restore(_inexact(grid, side, trial.mask))):
-            before = _dice(logits > 0, mask)
-            for reach, contrast in TRIED:
-                edges = Edges(reach, contrast, median)
-                after = _dice(edges.follow(logits, hu, spacing) > 0, mask)
-                gains.setdefault(edges, []).append(after - before)
-    mean = {edges: sum(found) / len(found) for edges, found in gains.items()}
-    best = max(mean, key=mean.__getitem__)
-    return best if mean[best] >= GAIN else None
+    median = float(np.median(values))
+    hu, mask = trial.hu[x0:x1, y0:y1], trial.mask[x0:x1, y0:y1]
+    gains = []
+    for logits in map(trial.blend, grid.restore(_inexact(grid, side, trial.mask))):
+        before = _dice(logits > 0, mask)
+        found = [Edges(*how, median).follow(logits, hu, spacing) > 0 for how in TRIED]
+        gains.append([_dice(one, mask) - before for one in found])
+    return Tried(median, np.mean(gains, axis=0))
+
+
+def choose(slices: Sequence[Tried]) -> Edges | None:
+    """What gained most on annotated slices; None if nothing beats leaving outlines as they are."""
+    if not slices:
+        return None
+    gains = np.mean([one.gains for one in slices], axis=0)
+    best = int(np.argmax(gains))
+    if gains[best] < GAIN:
+        return None
+    return Edges(*TRIED[best], float(np.mean([one.median for one in slices])))
 
 
 def _inexact(grid: FrameGrid, side: int, annotated: NDArray[np.bool_]) -> torch.Tensor:

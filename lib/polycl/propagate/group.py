@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from polycl.propagate.compose import Object, blend, bridged, keep_connected, without_regrown
-from polycl.propagate.contour import Appearances, settled
-from polycl.propagate.edges import Edges, Trial, choose
+from polycl.propagate.compose import blend, bridged, keep_connected, without_regrown
+from polycl.propagate.contour import settled
 from polycl.propagate.ending import Ending, Looks, one_object
 from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
 from polycl.propagate.frames import Box, FrameGrid, Region
 from polycl.propagate.guides import Say
+from polycl.propagate.outlines import Annotated, Outline, Outliner
 from polycl.propagate.runs import Mark, Run, plan, stretches
 from polycl.propagate.seeds import Seed, union
 from polycl.propagate.sweep import Lane, Outcome, Sweep
 from polycl.propagate.tissue import Tissue
 
-TRIED_ON = 3
-"""Annotated slices on which it is tried how outlines follow the CT."""
 APART = 2.0
 """Diameters of the larger of two seeds: so far apart, at most, they are taken to be of one object."""
 
@@ -51,6 +48,7 @@ class Group:
         self.region = region
         self.grid = FrameGrid(region, self.scene.engine.size, self.scene.plane)
         self.features = SliceFeatures(self.scene, self.grid)
+        self._outliner = Outliner(self.scene, self.grid)
         self._prompted.clear()
         self._results.clear()
 
@@ -108,9 +106,9 @@ class Group:
         self._grow(outgrown)
         return False
 
-    def objects(self) -> list[Object]:
-        """The results as they are."""
-        made = []
+    def outlines(self, check: Callable[[], None]) -> dict[int, dict[int, Outline]]:
+        """The results as they are, by label and slice; `check` may raise to stop."""
+        made = {}
         for label, seeds in self.seeds.items():
             runs = [(run, self._results[run]) for run in self._plan() if run.label == label and run in self._results]
             found = blend((run, outcome.found) for run, outcome in runs)
@@ -128,8 +126,7 @@ class Group:
                 for z in (run.start.z, *outcome.found)
                 if z not in as_given
             }
-            finer, count = partial(self._finer, label, shares), self.scene.how.appearance
-            made.append(Object(label, self.grid, found, self._edges(label), finer, self._appearances(label), count))
+            made[label] = self._outliner.outlines(label, found, self._annotated(label), shares, check)
         return made
 
     def _open_ends(self, label: int) -> tuple[int | None, int | None]:
@@ -141,45 +138,21 @@ class Group:
             return None, None
         return None if min(ends, default=first) < first else first, None if max(ends, default=last) > last else last
 
-    def _finer(self, label: int, shares: Mapping[int, float], z: int) -> NDArray[np.float32] | None:
-        """What a segmenter tells about the voxels of a slice that the pixels of masks were too coarse for."""
-        if z not in shares or (plane := self.scene.guides.find(label, z)) is None:
-            return None
-        x0, x1, y0, y1 = self.grid.box
-        coarse = self.grid.restore(torch.from_numpy(self._shown(plane))[None])[0]
-        return shares[z] * (plane[x0:x1, y0:y1] - coarse)
-
-    def _edges(self, label: int) -> Edges | None:
-        """How the outlines of a label follow the CT: tried on the slices of it that were annotated."""
-        if not self.scene.how.edges:
-            return None
-        trials = [self._trial(label, mark, mask) for mark, mask in self._outlined(label)[:TRIED_ON]]
-        return choose(self.grid, self._side, self.scene.volume.spacing[0], trials)
-
-    def _appearances(self, label: int) -> Appearances | None:
-        """What HU tell of a label: by its annotated slices as outlined, or as the network has them by points."""
-        if not self.scene.how.appearance:
-            return None
-        volume = self.scene.volume
-        slices = {z: (volume.voxels[:, :, z], mask) for z, mask in self._planes(label).items()}
-        return Appearances(slices, volume.spacing[:2])
-
-    def _shown_planes(self, label: int) -> dict[int, NDArray[np.bool_]]:
-        """Those of `_planes` that show anything: the network may find nothing at a point."""
-        return {z: mask for z, mask in self._planes(label).items() if mask.any()}
-
-    def _planes(self, label: int) -> dict[int, NDArray[np.bool_]]:
-        """Annotated slices that show the object, [X, Y]: as outlined, or as the network has them by points."""
+    def _annotated(self, label: int) -> dict[Mark, Annotated]:
+        """Slices that show the object by a seed: as outlined, or as the network has them by points."""
         taken = {mark: self._take(label, mark) for mark in self.seeds[label] if mark.present}
         return {
-            mark.z: self._prompted_plane(label, mark) if seed.mask is None else seed.mask
+            mark: Annotated(
+                self._prompted_plane(label, mark) if seed.mask is None else seed.mask,
+                seed.mask is not None,
+                self._say(label, (mark,)),
+            )
             for mark, seed in taken.items()
         }
 
-    def _outlined(self, label: int) -> list[tuple[Mark, NDArray[np.bool_]]]:
-        """Annotated slices that show the object, with its mask [X, Y]."""
-        taken = {mark: self._take(label, mark) for mark in self.seeds[label] if mark.present}
-        return [(mark, seed.mask) for mark, seed in taken.items() if seed.mask is not None]
+    def _shown_planes(self, label: int) -> dict[int, NDArray[np.bool_]]:
+        """Masks [X, Y] of annotated slices that show anything: the network may find nothing at a point."""
+        return {mark.z: one.mask for mark, one in self._annotated(label).items() if one.mask.any()}
 
     def _take(self, label: int, mark: Mark) -> Seed:
         """A seed as the network is shown it: a mask may be drawn in haste."""
@@ -197,16 +170,6 @@ class Group:
         x0, x1, y0, y1 = self.grid.box
         plane[x0:x1, y0:y1] = self.grid.restore(self._prompted[label, mark].logits[None].float().cpu())[0] > 0
         return plane
-
-    def _trial(self, label: int, mark: Mark, mask: NDArray[np.bool_]) -> Trial:
-        """An annotated slice, with what a segmenter would say on one like it."""
-        hu, plane = self.scene.volume.voxels[:, :, mark.z], self.scene.guides.find(label, mark.z)
-        say = self._say(label, (mark,))
-        if plane is None or say is None:
-            return Trial(hu, mask)
-        x0, x1, y0, y1 = self.grid.box
-        hint = say.hint(plane[x0:x1, y0:y1])
-        return Trial(hu, mask, lambda logits: (1 - hint.share) * logits + hint.share * hint.odds)
 
     @property
     def _side(self) -> int:
@@ -279,8 +242,9 @@ class Group:
 
     def _ask_guides(self, check: Callable[[], None]) -> None:
         for label, seeds in self.seeds.items():
-            seen = {mark.z: self._mask(label, mark) for mark in seeds if mark.present}
-            self.scene.guides.ask(label, seen, self._shown, partial(self._shown_planes, label), check)
+            seen = {mark: self._mask(label, mark) for mark in seeds if mark.present}
+            if self.scene.guides.ask(label, seen, self._shown, partial(self._shown_planes, label), check):
+                self._results = {run: outcome for run, outcome in self._results.items() if run.label != label}
 
     def _prompt(self, visited: Callable[[int], None]) -> None:
         """Ask the network about seeds that it has not seen, slice by slice."""

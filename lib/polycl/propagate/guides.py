@@ -11,7 +11,7 @@ would like it higher, glands lower. On the livers of LiTS 0.3 to 0.7 make no dif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from polycl.metrics import dice
 from polycl.odds import unpacked
 from polycl.propagate.engine import Hint
+from polycl.propagate.runs import Mark
 
 if TYPE_CHECKING:
     from polycl.corrector.inference import Corrector
@@ -114,13 +115,22 @@ class SegmenterGuide:
         return next((one for one in self.correctors if one.knows(self.name, label)), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recognised:
-    """An object that a guide knows by the name `label`, and how likely each voxel is to be that, [X, Y, Z]."""
+    """An object that a guide knows by the name `label`, and how likely each voxel is to be that, [X, Y, Z].
+
+    `by` are the seeds that it was recognised by, and corrected.
+    """
 
     guide: str
     label: str
     likelihood: NDArray[np.int8]
+    by: frozenset[Mark]
+
+    def same(self, other: Recognised) -> bool:
+        """Whether it tells the same."""
+        named = (self.guide, self.label) == (other.guide, other.label)
+        return named and np.array_equal(self.likelihood, other.likelihood)
 
 
 class Guides:
@@ -129,55 +139,72 @@ class Guides:
     def __init__(self, guides: Sequence[Guide] = ()) -> None:
         self._guides = tuple(guides)
         self.recognised: dict[int, Recognised] = {}
-        self._unknown: dict[int, Mapping[int, bytes]] = {}
+        self._unknown: dict[int, Mapping[Mark, bytes]] = {}
 
     def ask(
         self,
         label: int,
-        seen: Mapping[int, Mask],
+        seen: Mapping[Mark, Mask],
         on_frame: Callable[[Odds], Odds],
         planes: Callable[[], Mapping[int, Mask]],
         check: Callable[[], None],
-    ) -> None:
-        """Find out who knows the object `label`, unless that is known.
+    ) -> bool:
+        """Find out who knows the object `label`, unless that is known; whether anything else is known of it now.
 
         Who finds it on one of the annotated slices, of which the largest are shown, must still do so once it has seen
         the volume: a bladder may look like a liver to who does not see the liver. What it finds is then corrected by
-        how the slices were annotated.
+        how the slices were annotated. If one of those was taken back since, all is asked anew.
 
         Args:
             label: the object.
-            seen: its masks over a frame by annotated slice; empty ones tell nothing.
+            seen: its masks over a frame on annotated slices; empty ones tell nothing.
             on_frame: a plane [X, Y] as that frame shows it.
             planes: gives the same masks as whole planes [X, Y], but for empty ones.
             check: may raise to stop.
         """
-        largest = sorted(seen, key=lambda z: -int(seen[z].sum()))[:SHOWN]
-        shown = {z: seen[z] for z in largest if seen[z].any()}
-        question = {z: mask.tobytes() for z, mask in shown.items()}
-        if label in self.recognised or not shown or self._unknown.get(label) == question:
-            return
+        before = self.recognised.get(label)
+        if before is not None and before.by <= seen.keys():
+            return False
+        largest = sorted(seen, key=lambda mark: -int(seen[mark].sum()))[:SHOWN]
+        shown = {mark: seen[mark] for mark in largest if seen[mark].any()}
+        question = {mark: mask.tobytes() for mark, mask in shown.items()}
+        if before is None and (not shown or self._unknown.get(label) == question):
+            return False
+        answer = next(self._who_knows(shown, on_frame, check), None) if shown else None
+        if answer is None:
+            self.recognised.pop(label, None)
+            self._unknown[label] = question
+            return before is not None
+        guide, name, likelihood = answer
+        by = frozenset(mark for mark, mask in seen.items() if mask.any())
+        found = Recognised(guide.name, name, guide.corrected(name, likelihood, planes()), by)
+        self.recognised[label] = found
+        return before is None or not before.same(found)
 
-        def compared(planes: Mapping[int, NDArray[np.int8]]) -> list[tuple[Odds, Mask]]:
-            return [(on_frame(unpacked(planes[z])), mask) for z, mask in shown.items()]
+    def _who_knows(
+        self, shown: Mapping[Mark, Mask], on_frame: Callable[[Odds], Odds], check: Callable[[], None]
+    ) -> Iterator[tuple[Guide, str, NDArray[np.int8]]]:
+        """Guides with the label that is what is `shown`, and what they find of it in the volume, the best first."""
 
-        candidates: list[tuple[float, Guide, str]] = []
+        def compared(planes: Mapping[Mark, NDArray[np.int8]]) -> list[tuple[Odds, Mask]]:
+            return [(on_frame(unpacked(planes[mark])), mask) for mark, mask in shown.items()]
+
+        candidates: list[tuple[float, Guide, str, bool]] = []
         for guide in self._guides:
-            found = {z: guide.on_slice(z) for z in shown}
+            found = {mark: guide.on_slice(mark.z) for mark in shown}
             check()
             for name in next(iter(found.values())):
-                candidates.append((_recognition(compared({z: found[z][name] for z in shown})), guide, name))
+                score = _recognition(compared({mark: found[mark][name] for mark in shown}))
+                candidates.append((score, guide, name, guide.corrects(name)))
         candidates.sort(key=lambda one: -one[0])
-        known = [one for one in candidates[:TRIED] if one[0] > (SUSPECTED if one[1].corrects(one[2]) else STRANGER)]
-        for _, guide, name in known:
-            likelihood = guide.everywhere(name, check)
-            still = compared({z: likelihood[:, :, z] for z in shown})
-            heard = any(Say.of([one]) is not None for one in still)
-            if heard or (guide.corrects(name) and _recognition(still) > SUSPECTED):
+        for score, guide, name, corrects in candidates[:TRIED]:
+            if score > (SUSPECTED if corrects else STRANGER):
+                likelihood = guide.everywhere(name, check)
                 check()
-                self.recognised[label] = Recognised(guide.name, name, guide.corrected(name, likelihood, planes()))
-                return
-        self._unknown[label] = question
+                still = compared({mark: likelihood[:, :, mark.z] for mark in shown})
+                heard = any(Say.of([one]) is not None for one in still)
+                if heard or (corrects and _recognition(still) > SUSPECTED):
+                    yield guide, name, likelihood
 
     def forget(self, labels: Collection[int]) -> None:
         """Other objects than these have no seeds any more."""

@@ -104,6 +104,16 @@ def stretches(marks: Iterable[Mark]) -> list[tuple[int, int]]:
     return [(one.z, other.z) for one, other in itertools.pairwise(ordered) if one.present and other.present]
 
 
+def beside(z: int, marks: Iterable[Mark]) -> tuple[Mark, ...]:
+    """The seeds that show the object next to slice `z`, below and above it; its own if there is one there.
+
+    What is told of a slice by these alone no seed changes beyond the next one.
+    """
+    there = sorted((mark for mark in marks if mark.present), key=lambda mark: mark.z)
+    below, above = [mark for mark in there if mark.z <= z], [mark for mark in there if mark.z >= z]
+    return tuple(sorted({*below[-1:], *above[:1]}, key=lambda mark: mark.z))
+
+
 def _outward(label: int, mark: Mark, step: int, end: int) -> list[Run]:
     return [Run(label, mark, None, step, end)] if mark.present else []
 

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.errors import Cancelled, InputError
-from polycl.propagate.compose import paint
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.features import Cache, Scene
 from polycl.propagate.frames import Box, Region, longest
 from polycl.propagate.group import Group
 from polycl.propagate.guides import Guide, Guides, Recognised
 from polycl.propagate.header import FrameConfig
+from polycl.propagate.outlines import paint
 from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.runs import Mark
 from polycl.propagate.seeds import Found, Seed, check_seeds, union
@@ -154,7 +154,7 @@ class Propagation:
                 while not done:
                     meter.expect(sum(len(run.slices) for each in self._groups for run in each.pending()))
                     done = group.run(meter.visited)
-            return self._result()
+            return self._result(lambda: meter.visited(0))
 
     def _remove(self, label: int, z: int) -> None:
         for group in self._groups:
@@ -220,10 +220,10 @@ class Propagation:
         found = group.grid.extent((result.logits > 0).cpu().numpy())
         return around if found is None else union([around, found])
 
-    def _result(self) -> Volume:
+    def _result(self, check: Callable[[], None]) -> Volume:
         result = self.volume.with_voxels(np.zeros(self.volume.shape, dtype=np.uint8))
         out = result.canonical().voxels
-        paint([one for group in self._groups for one in group.objects()], self._canonical, out)
+        paint([one for group in self._groups for one in group.outlines(check).items()], out)
         if self._roi is not None:
             _clear_outside(out, self._roi)
         masks = [(label, z, seed.mask) for label, z, seed in self._seeds() if seed.mask is not None]

@@ -1,0 +1,225 @@
+"""Outlines in the voxels of slices, from what was found over coarse frames, and the label map that they make.
+
+What the CT shows moves an outline: its edges, and the HU that the object has where it was annotated. A slice learns of
+that from the annotated slices next to it on either side, so an annotation changes nothing beyond the next one; what it
+does not change is not outlined again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polycl.appearance import Appearance
+from polycl.components import touching
+from polycl.propagate.contour import appearance_of, contour
+from polycl.propagate.edges import Edges, Trial, Tried, box_around, choose, tried
+from polycl.propagate.engine import LARGEST
+from polycl.propagate.features import Scene
+from polycl.propagate.frames import Box, FrameGrid
+from polycl.propagate.guides import Recognised, Say
+from polycl.propagate.runs import Mark, beside
+from polycl.propagate.sweep import Found
+
+SLICES_AT_A_TIME = 16
+TAPERS = 0.5
+"""Of the area on an annotated slice: with less the object ends near there, if it has not yet, and nothing joins it."""
+
+Plane = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+class Outline(NamedTuple):
+    """Logits of an object on a slice, [x1 - x0, y1 - y0]; outside of `box` it is not."""
+
+    box: Box
+    logits: Plane
+
+
+class Annotated(NamedTuple):
+    """A slice that shows the object by a seed.
+
+    Attributes:
+        mask: [X, Y], as outlined, or as the network has it by points.
+        outlined: whether it is the former.
+        say: how a segmenter is heard that knows the object, by this slice.
+    """
+
+    mask: Mask
+    outlined: bool
+    say: Say | None
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """All that the outline of a slice is made of, beside its HU.
+
+    Attributes:
+        logits: over the frame.
+        edges, look: how it follows the CT, if it does.
+        joins: whether pixels may join by their looks.
+        share: what a segmenter counts that sees the slice in finer pixels than the network; 0 if none is heard.
+    """
+
+    logits: torch.Tensor
+    edges: Edges | None
+    look: Appearance | None
+    joins: bool
+    share: float
+
+    def same(self, other: Source) -> bool:
+        """Whether the outline is the same, too."""
+        return (
+            (self.edges, self.joins, self.share) == (other.edges, other.joins, other.share)
+            and self.look is other.look
+            and torch.equal(self.logits, other.logits)
+        )
+
+
+class Outliner:
+    """Makes the outlines of objects of one region, and keeps them: each is made once."""
+
+    def __init__(self, scene: Scene, grid: FrameGrid) -> None:
+        self.scene, self._grid = scene, grid
+        self._small = FrameGrid(grid.region, scene.engine.size // 4, grid.shape)
+        self._tried: dict[tuple[int, Mark], Tried | None] = {}
+        self._looks: dict[tuple[int, tuple[Mark, ...]], Appearance | None] = {}
+        self._recognised: dict[int, Recognised | None] = {}
+        self._made: dict[int, dict[int, tuple[Source, Outline | None]]] = {}
+
+    def outlines(
+        self,
+        label: int,
+        found: Found,
+        annotated: Mapping[Mark, Annotated],
+        shares: Mapping[int, float],
+        check: Callable[[], None],
+    ) -> dict[int, Outline]:
+        """Those of one object, by slice.
+
+        Args:
+            label: the object.
+            found: logits over frames by slice.
+            annotated: the slices that show it by seeds.
+            shares: of a segmenter that is heard in finer pixels, by slice.
+            check: called now and then; may raise to stop, and what was made by then is kept.
+        """
+        self._forget_others(label)
+        self._learn(label, annotated)
+        sources = {z: self._source(label, z, found, annotated, shares.get(z, 0.0)) for z in found}
+        before = self._made.get(label, {})
+        kept = (z for z, one in sources.items() if z in before and before[z][0].same(one))
+        made = self._made[label] = {z: before[z] for z in kept}
+        missing = sorted(z for z in sources if z not in made)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for start in range(0, len(missing), SLICES_AT_A_TIME):
+                check()
+                part = missing[start : start + SLICES_AT_A_TIME]
+                restored = self._grid.restore(torch.stack([sources[z].logits.float() for z in part]))
+                drawn = pool.map(partial(self._outline, label), part, [sources[z] for z in part], restored)
+                made.update({z: (sources[z], one) for z, one in zip(part, drawn, strict=True)})
+        return {z: one for z, (_, one) in made.items() if one is not None}
+
+    def _forget_others(self, label: int) -> None:
+        """Drop what was made with another segmenter's help than who knows the object now."""
+        known = self.scene.guides.recognised.get(label)
+        if known is not self._recognised.get(label):
+            self._recognised[label] = known
+            self._made.pop(label, None)
+            self._tried = {key: one for key, one in self._tried.items() if key[0] != label}
+
+    def _learn(self, label: int, annotated: Mapping[Mark, Annotated]) -> None:
+        """Try on annotated slices how outlines follow edges; what is known of others is dropped."""
+        self._tried = {key: one for key, one in self._tried.items() if key[0] != label or key[1] in annotated}
+        self._looks = {key: one for key, one in self._looks.items() if key[0] != label or annotated.keys() >= {*key[1]}}
+        for mark, one in annotated.items():
+            if one.outlined and self.scene.how.edges and (label, mark) not in self._tried:
+                trial, spacing = self._trial(label, mark, one), self.scene.volume.spacing[0]
+                self._tried[label, mark] = tried(self._grid, self._small.size, spacing, trial)
+
+    def _trial(self, label: int, mark: Mark, annotated: Annotated) -> Trial:
+        """An annotated slice, with what a segmenter would say on one like it."""
+        hu, plane = self.scene.volume.voxels[:, :, mark.z], self.scene.guides.find(label, mark.z)
+        if plane is None or annotated.say is None:
+            return Trial(hu, annotated.mask)
+        x0, x1, y0, y1 = self._grid.box
+        hint = annotated.say.hint(plane[x0:x1, y0:y1])
+        return Trial(hu, annotated.mask, lambda logits: (1 - hint.share) * logits + hint.share * hint.odds)
+
+    def _source(self, label: int, z: int, found: Found, annotated: Mapping[Mark, Annotated], share: float) -> Source:
+        near = beside(z, annotated)
+        known = [one for mark in near if (one := self._tried.get((label, mark))) is not None]
+        largest = max((_area(found, mark.z) for mark in near), default=0)
+        look = None if z in {mark.z for mark in near} else self._look(label, near, annotated)
+        return Source(found[z], choose(known), look, _area(found, z) >= TAPERS * largest, share)
+
+    def _look(self, label: int, near: tuple[Mark, ...], annotated: Mapping[Mark, Annotated]) -> Appearance | None:
+        """What HU tell of an object beside the annotated slices `near`."""
+        if not self.scene.how.appearance:
+            return None
+        if (label, near) not in self._looks:
+            volume = self.scene.volume
+            slices = [(volume.voxels[:, :, mark.z], annotated[mark].mask) for mark in near]
+            self._looks[label, near] = appearance_of(slices, volume.spacing[:2])
+        return self._looks[label, near]
+
+    def _outline(self, label: int, z: int, source: Source, smooth: Plane) -> Outline | None:
+        """The outline of a slice from its logits in the plane's own voxels; None if nothing is there."""
+        x0, x1, y0, y1 = self._grid.box
+        volume, plane = self.scene.volume, smooth
+        hu = volume.voxels[x0:x1, y0:y1, z]
+        if (finer := self._finer(label, z, source.share)) is not None:
+            plane = _sharpened(plane, finer)
+        if source.edges is not None:
+            plane = source.edges.follow(plane, hu, volume.spacing[0])
+        if source.look is not None:
+            count = self.scene.how.appearance
+            plane = contour(plane, hu, volume.spacing[:2], source.look, count, joins=source.joins)
+        part = box_around(plane > 0, 0)
+        if part is None:
+            return None
+        x, y = part
+        return Outline((x0 + x.start, x0 + x.stop, y0 + y.start, y0 + y.stop), plane[part].copy())
+
+    def _finer(self, label: int, z: int, share: float) -> Plane | None:
+        """What a segmenter tells about the voxels of a slice that the pixels of masks were too coarse for."""
+        if not share or (plane := self.scene.guides.find(label, z)) is None:
+            return None
+        x0, x1, y0, y1 = self._grid.box
+        coarse = self._grid.restore(torch.from_numpy(self._small.shown(plane, outside=-LARGEST))[None])[0]
+        finer: Plane = share * (plane[x0:x1, y0:y1] - coarse)
+        return finer
+
+
+def paint(objects: Iterable[tuple[int, Mapping[int, Outline]]], out: NDArray[np.uint8]) -> None:
+    """Write labels with their outlines into `out`, canonical [X, Y, Z] and 0: each voxel to the surest of them."""
+    planes: dict[int, list[tuple[int, Outline]]] = defaultdict(list)
+    for label, outlines in objects:
+        for z, outline in outlines.items():
+            planes[z].append((label, outline))
+    for z, candidates in planes.items():
+        surest = np.zeros(out.shape[:2], dtype=np.float32)
+        for label, ((x0, x1, y0, y1), logits) in candidates:
+            wins = logits > surest[x0:x1, y0:y1]
+            out[x0:x1, y0:y1, z][wins] = label
+            surest[x0:x1, y0:y1][wins] = logits[wins]
+
+
+def _area(found: Found, z: int) -> int:
+    return int((found[z] > 0).sum()) if z in found else 0
+
+
+def _sharpened(smooth: Plane, finer: Plane) -> Plane:
+    """Logits [X, Y] with finer ones added, but for pieces that the smooth ones have nothing of."""
+    plane = smooth + finer
+    inside = plane > 0
+    plane[inside & ~touching(inside, smooth > 0)] = -LARGEST
+    return plane
