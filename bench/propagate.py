@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 SHAPE, SPACING, SEED = (512, 512, 200), (0.75, 0.75, 1.5), 100
+ROUNDS = 2
+"""That each pipeline is timed, in turn; its faster one counts, for other work on the machine only takes time."""
 STEPS = 8
 """Slices propagated in each direction: from the seventh on a slice looks at as many memories as it ever does."""
 PRESENT = 10.0
@@ -42,8 +44,11 @@ def run(settings: Any, steps: int = STEPS) -> dict[str, Any]:
         liver = (phantom.labels.voxels == LABELS["liver"]).astype(np.uint8)
         write_volume(phantom.labels.with_voxels(liver), folder / "seed.nii")
         del phantom, liver
-        for kind, size in (("stock", 1024), ("ours", 1024), ("ours", 512)):
-            row = _in_a_process(folder, kind, size, steps, settings.device)
+        kinds = (("stock", 1024), ("ours", 1024), ("ours", 512))
+        rounds = [[_in_a_process(folder, *kind, steps, settings.device) for kind in kinds] for _ in range(ROUNDS)]
+        for tried in zip(*rounds, strict=True):
+            row = min(tried, key=lambda one: one["seconds_per_slice"])
+            row["peak_memory_mib"] = max(one["peak_memory_mib"] for one in tried)
             where = devices.choose(settings.device, row["precision"])
             row["peak_gflops"] = devices.matrix_product_peak(where) / 1e9
             rows.append(row)
@@ -126,7 +131,7 @@ def _stock(folder: Path, image: Any, seed: Any, size: int, steps: int, where: An
     network = network.to(where.device)
     canonical, window = image.canonical(), Window(level=LEVEL, width=WIDTH)
     frames = folder / "frames"
-    frames.mkdir()
+    frames.mkdir(exist_ok=True)
     started = time.perf_counter()
     for z in range(SHAPE[2]):
         grey = (slice_image(canonical, z, window) * 255 + 0.5).astype(np.uint8)
@@ -161,7 +166,7 @@ def _ours(folder: Path, image: Any, seed: Any, size: int, steps: int, where: Any
         engine,
         # Random masks are anywhere: none of what tells an organ's end, or mends its outline, applies.
         parameters=PropagateParameters(
-            connected=False, collapse=0.0, overlap=0.0, patience=1e6, drift=1e6, tissue=0.0, edges=False
+            connected=False, collapse=0.0, overlap=0.0, patience=1e6, drift=1e6, tissue=0.0, edges=False, appearance=0.0
         ),
         roi=(0, SHAPE[0], 0, SHAPE[1], SEED - steps, SEED + steps + 1),
         region=Region(0, 0, SHAPE[0], SHAPE[1]),

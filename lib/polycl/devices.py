@@ -1,6 +1,9 @@
 """Where a network runs and in which precision, and what this machine could do at most."""
 
+import ctypes
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +49,21 @@ def _native_dtype(device: torch.device) -> torch.dtype:
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
     return torch.bfloat16 if native else torch.float32
+
+
+def return_memory() -> None:
+    """Give the system back what was freed on the heap, where the C library can: it keeps what is below what is used."""
+    if (trim := _heap_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _heap_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim  # glibc's
+    except (OSError, TypeError, AttributeError):
+        return None
+    return trim
 
 
 def matrix_product_peak(where: Device, size: int = 2048, seconds: float = 1.0) -> float:

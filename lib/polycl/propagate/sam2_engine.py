@@ -76,6 +76,8 @@ class Sam2Engine:
         with self._lock:
             out = self._net.forward_image(frames.to(self.where.device, self.where.dtype))
         fine0, fine1, top = (level.to(self.where.dtype) for level in out["backbone_fpn"])
+        del out
+        self._return_memory()
         return [Features(t, (f0, f1)) for t, f0, f1 in zip(top, fine0, fine1, strict=True)]
 
     @torch.inference_mode()
@@ -106,6 +108,7 @@ class Sam2Engine:
         with self._lock:
             for start in range(0, len(recalls), most):
                 results += self._track(features[start : start + most], recalls[start : start + most])
+                self._return_memory()
         return results
 
     @torch.inference_mode()
@@ -160,6 +163,11 @@ class Sam2Engine:
                 multimask_output=self._net._use_multimask(False, None),
             )
         return self._tracked(top, _hinted(outputs, recalls), seeds=False)
+
+    def _return_memory(self) -> None:
+        """After frames so large that what is freed is worth the time it takes to return it."""
+        if self.size**2 >= LANE_PIXELS:
+            devices.return_memory()
 
     @contextmanager
     def _told_there(self, recalls: Sequence[Recall]) -> Iterator[None]:
