@@ -134,6 +134,27 @@ class TestInference:
         assert after[20, 23, 12] > found[20, 23, 12]
         np.testing.assert_array_equal(after[:, :4], found[:, :4])
 
+    def test_where_in_the_volume_it_lies_makes_no_difference(self) -> None:
+        fine = CorrectorHeader(segmenter="tiny", labels=("liver",), spacing=(0.5, 0.5, 1.0), features=(4,) * 6)
+        network = CorrectorNetwork(fine)
+        torch.nn.init.normal_(network.unet.final_conv.weight, generator=torch.Generator().manual_seed(0))
+        one = Corrector(fine, network, WHERE)
+        image, found, drawn = volume(ball(6)), odds(ball(4)), ball(6)[:, :, 13]
+        after = one.corrected(image, found, {13: drawn})
+        assert (after[ball(6)] != found[ball(6)]).any()
+        ends = ((11, 3), (2, 9), (7, 1))
+        moved = Volume(np.pad(image.voxels, ends, constant_values=-100), image.affine)
+        elsewhere = one.corrected(moved, np.pad(found, ends, constant_values=-48), {20: np.pad(drawn, ends[:2])})
+        np.testing.assert_array_equal(elsewhere, np.pad(after, ends, constant_values=-48))
+
+    def test_it_looks_at_what_was_annotated_where_nothing_was_found(self) -> None:
+        fine = CorrectorHeader(segmenter="tiny", labels=("liver",), spacing=(0.5, 0.5, 0.5), features=(4,) * 6)
+        network = CorrectorNetwork(fine)
+        torch.nn.init.constant_(network.unet.final_conv.bias, 5.0)
+        found, drawn = odds(ball(4), 2), np.roll(ball(4)[:, :, 12], 9, axis=0)
+        after = Corrector(fine, network, WHERE).corrected(volume(ball(4)), found, {20: drawn})
+        assert (after[:, :, 20][drawn] > found[:, :, 20][drawn]).all()
+
     def test_nothing_found_and_nothing_annotated_stays(self) -> None:
         found = odds(ball(10) & False)
         np.testing.assert_array_equal(corrector().corrected(volume(ball(10)), found, {}), found)
@@ -168,8 +189,9 @@ class TestInference:
         checkpoints.save(tmp_path / "good.safetensors", CorrectorNetwork(HEADER).state_dict(), HEADER)
         other = HEADER.model_copy(update={"features": (8,) * 6})
         checkpoints.save(tmp_path / "bad.safetensors", CorrectorNetwork(HEADER).state_dict(), other)
-        negative = HEADER.model_copy(update={"features": (-1,) * 6})
-        checkpoints.save(tmp_path / "worse.safetensors", CorrectorNetwork(HEADER).state_dict(), negative)
+        for name, wrong in (("negative", {"features": (-1,) * 6}), ("flat", {"spacing": (0.0, 4.0, 4.0)})):
+            impossible = HEADER.model_copy(update=wrong)
+            checkpoints.save(tmp_path / f"{name}.safetensors", CorrectorNetwork(HEADER).state_dict(), impossible)
         checkpoints.save(tmp_path / "c@2.safetensors", CorrectorNetwork(HEADER).state_dict(), HEADER)
         assert [one.header for one in load_correctors(here, {"tiny"})] == [HEADER]
         assert "do not fit" in caplog.text

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from polycl.checkpoints import Provenance, Typed
 from polycl.window import Window
 
-Triple = tuple[float, float, float]
+Length = Annotated[float, Field(gt=0)]
+Triple = tuple[Length, Length, Length]
+Channels = Annotated[int, Field(gt=0)]
 
 
 class CorrectorHeader(Typed):
@@ -23,7 +25,7 @@ class CorrectorHeader(Typed):
     windows: tuple[Window, ...] = Field(
         default=(Window(level=40, width=400), Window(level=500, width=1400)), description="one channel each"
     )
-    features: tuple[int, int, int, int, int, int] = Field(
+    features: tuple[Channels, Channels, Channels, Channels, Channels, Channels] = Field(
         default=(16, 32, 64, 128, 128, 16), description="channels of the U-Net's levels, and of its last one"
     )
     provenance: Provenance = Provenance()
