@@ -139,12 +139,13 @@ class TestInference:
         network = CorrectorNetwork(fine)
         torch.nn.init.normal_(network.unet.final_conv.weight, generator=torch.Generator().manual_seed(0))
         one = Corrector(fine, network, WHERE)
-        image, found, drawn = volume(ball(6)), odds(ball(4)), ball(6)[:, :, 13]
-        after = one.corrected(image, found, {13: drawn})
-        assert (after[ball(6)] != found[ball(6)]).any()
+        image, found, drawn = volume(ball(6, 5)), odds(ball(4, 5)), ball(6, 5)[:, :, 6]
+        after = one.corrected(image, found, {6: drawn})
+        hollow = one.corrected(image, found, {6: drawn & ~ball(3, 5)[:, :, 6]})
+        assert (after != hollow).any(), "the outline tells"
         ends = ((11, 3), (2, 9), (7, 1))
         moved = Volume(np.pad(image.voxels, ends, constant_values=-100), image.affine)
-        elsewhere = one.corrected(moved, np.pad(found, ends, constant_values=-48), {20: np.pad(drawn, ends[:2])})
+        elsewhere = one.corrected(moved, np.pad(found, ends, constant_values=-48), {13: np.pad(drawn, ends[:2])})
         np.testing.assert_array_equal(elsewhere, np.pad(after, ends, constant_values=-48))
 
     def test_it_looks_at_what_was_annotated_where_nothing_was_found(self) -> None:
