@@ -69,6 +69,55 @@ def test_the_number_of_slices_in_a_batch_does_not_matter(segmenter: Segmenter, c
     assert whole.shape == ct.shape
 
 
+def test_slices_are_seen_with_those_beside_them_across_what_is_read_at_once(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(-150, 240, (24, 20, 39)).astype(np.int16)
+    ct = Volume(noise, np.diag([16.0, 18.0, 5.0, 1.0]))
+    preprocessing = segmenter.header.preprocessing.model_copy(update={"beside": (10.0,)})
+    header = segmenter.header.model_copy(update={"preprocessing": preprocessing, "largest": {}})
+    monkeypatch.setattr("polycl.segmenter.inference.BATCH_PIXELS", {"cpu": 5 * 96 * 96})
+    below_and_above = torch.nn.Conv2d(3, 3, kernel_size=1)
+    with torch.no_grad():
+        below_and_above.weight[:, :, 0, 0] = 5 * torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    whole = Segmenter(header, below_and_above, segmenter.where)
+    found = whole.likelihood(ct, "liver")
+    assert (np.diff(found.astype(int), axis=2) != 0).any(axis=(0, 1)).all()
+    for z in range(39):
+        np.testing.assert_array_equal(found[:, :, z], whole.likelihoods(ct, z)["liver"])
+
+
+def test_likelihoods_are_the_networks_log_odds(segmenter: Segmenter, ct: Volume) -> None:
+    preprocessing = segmenter.header.preprocessing.model_copy(update={"spacing": 8.0})
+    header = segmenter.header.model_copy(update={"preprocessing": preprocessing, "largest": {}})
+    native = Volume(np.asarray(ct.voxels)[:48, :32], np.diag([8.0, 8.0, 30.0, 1.0]))  # so that nothing is resampled
+    alike = Segmenter(header, copy.deepcopy(segmenter._network), segmenter.where)
+    window = header.preprocessing.window.apply(torch.from_numpy(np.moveaxis(native.voxels, 2, 0).copy()))
+    shares = alike.logits(window[:, None].float()).softmax(dim=1).numpy()
+    for label, index in header.labels.items():
+        odds = np.moveaxis(np.log(shares[:, index] / (1 - shares[:, index])), 0, 2)
+        expected = np.clip(np.round(odds * 16), -127, 127)
+        found = alike.likelihood(native, label)
+        assert found.shape == native.shape
+        assert found.dtype == np.int8
+        assert np.abs(found - expected).max() <= 1, "a byte holds steps of a sixteenth"
+        np.testing.assert_array_equal(alike.likelihoods(native, 4)[label], found[:, :, 4])
+        np.testing.assert_array_equal(alike.likelihood_of(native, list(header.labels))[label], found)
+
+
+def test_what_is_likely_is_what_is_segmented(segmenter: Segmenter, ct: Volume) -> None:
+    brightness = torch.nn.Conv2d(1, 3, kernel_size=1)
+    with torch.no_grad():
+        brightness.weight[:, 0, 0, 0] = torch.tensor([0.0, 40.0, -40.0])
+        brightness.bias[:] = torch.tensor([0.0, -26.0, 8.0])
+    one_piece = segmenter.header.model_copy(update={"largest": {"liver": 1}})
+    strict, lax = (Segmenter(one, brightness, segmenter.where) for one in (one_piece, segmenter.header))
+    canonical = ct.canonical()
+    likely, found = strict.likelihood(canonical, "liver") > 0, strict.segment(canonical, ["liver"]).voxels > 0
+    assert 0 < likely.sum() < (lax.likelihood(canonical, "liver") > 0).sum(), "the largest piece alone"
+    np.testing.assert_array_equal(likely, found)
+
+
 def test_only_the_labels_asked_for_are_kept(segmenter: Segmenter, ct: Volume) -> None:
     both, one = segmenter.segment(ct).voxels, segmenter.segment(ct, ["spleen"]).voxels
     np.testing.assert_array_equal(one, np.where(both == 2, 2, 0))
