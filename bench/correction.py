@@ -65,7 +65,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def _organs() -> Iterator[tuple[str, Volume, Any]]:
     """Canonical images, each with the mask of an organ."""
-    if not DATA.is_dir():
+    if not all((DATA / folder).is_dir() for folder, *_ in ORGANS):
         phantom = make_phantom(0, shape=(512, 512, 140), spacing=(0.75, 0.75, 2.0))
         yield "phantom liver", phantom.image.canonical(), phantom.labels.canonical().voxels == LABELS["liver"]
         return

@@ -23,7 +23,7 @@ from polycl.corrector.loading import load_correctors
 from polycl.corrector.network import CorrectorNetwork
 from polycl.corrector.training import Recipe, Report, score, train
 from polycl.devices import choose
-from polycl.errors import InputError, ModelError
+from polycl.errors import Cancelled, InputError, ModelError
 from polycl.odds import STEPS
 from polycl.propagate.guides import SegmenterGuide
 from polycl.propagate.parameters import PropagateParameters
@@ -303,6 +303,14 @@ class Told(Corrector):
         return odds(ball(10), 7)
 
 
+class Learning(Told):
+    """Finds less with each slice that is annotated."""
+
+    def corrected(self, volume: Volume, found: Any, annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+        super().corrected(volume, found, annotated)
+        return odds(ball(11.5 - 1.5 * len(annotated)), 7)
+
+
 class TestInPropagation:
     def session(self, correctors: list[Corrector], seed: Mask, **how: Any) -> Propagation:
         image = volume(ball(10) | (Y > 30))
@@ -353,6 +361,35 @@ class TestInPropagation:
         fresh = self.session([Told()], redrawn, appearance=0.0)
         fresh.put(1, {16: Seed(ball(10)[:, :, 16])})
         np.testing.assert_array_equal(again.voxels, fresh.run().voxels)
+
+    @pytest.mark.parametrize("through", [True, False], ids=["done", "cancelled"])
+    def test_who_takes_a_redrawn_slice_back_has_the_first_answer_again(self, through: bool) -> None:
+        told = Learning()
+        session = self.session([told], ball(10)[:, :, 12], appearance=0.0, tissue=0.0)
+        session.run()
+        session.put(1, {16: Seed(ball(10)[:, :, 16])})
+        first = session.run().voxels
+        session.put(1, {12: Seed((ball(10) & ~ball(5))[:, :, 12])})
+        asked = iter([False, False, not through])  # at the second seed, at the answer, at the first slice
+        if through:
+            assert (session.run().voxels != first).any()
+        else:
+            with pytest.raises(Cancelled):
+                session.run(cancelled=lambda: len(told.given) > 1 and next(asked))
+        assert len(told.given) == 2
+        session.put(1, {12: Seed(ball(10)[:, :, 12])})
+        np.testing.assert_array_equal(session.run().voxels, first)
+        assert len(told.given) == 2
+
+    def test_progress_counts_what_a_new_answer_makes_void(self) -> None:
+        session, steps = self.session([Learning()], ball(10)[:, :, 12]), []
+        session.run()
+        session.put(1, {16: Seed(ball(10)[:, :, 16])})
+        session.run()
+        session.put(1, {12: Seed((ball(10) & ~ball(5))[:, :, 12])})
+        session.run(lambda done, total: steps.append((done, total)))
+        assert all(done <= total for done, total in steps)
+        assert steps[-1][0] == steps[-1][1]
 
     def test_what_it_answers_to_a_redrawn_annotation_counts_for_all_runs(self) -> None:
         class Follows(Told):

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from polycl.propagate.edges import Edges, Trial, choose, guided, tried
+from polycl.propagate.edges import Edges, Trial, choose, guided, inexact, tried
 from polycl.propagate.frames import FrameGrid, Region
 
 pytestmark = pytest.mark.unit
@@ -30,7 +30,8 @@ def coarse(mask: NDArray[np.bool_], blur: float = 3.0) -> NDArray[np.float32]:
 
 
 def chosen(*trials: Trial) -> Edges | None:
-    return choose([one for trial in trials if (one := tried(GRID, SIDE // 4, 1.0, trial)) is not None])
+    all_tried = [tried(GRID.box, 1.0, trial, inexact(GRID, SIDE // 4, trial.mask)) for trial in trials]
+    return choose([one for one in all_tried if one is not None])
 
 
 def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

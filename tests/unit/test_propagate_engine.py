@@ -199,8 +199,8 @@ class TestAgainstThePackage:
         one, other = (found.memory for found in ours.prompt(features[0], PROMPTS[:2]))
         looked = [
             Recall(((0, one),), ((1, one),), 4),
-            Recall(((0, one), (0, other), (TINY.memories - 1, other)), ((3, one), (1, other)), 4),
-            Recall(((0, other),), (), 4),
+            Recall(((0, one), (0, other), (TINY.memories - 1, other)), ((3, one), (1, other)), 16),
+            Recall(((0, other),), (), 9),
         ]
         together = ours.track([features[1]] * 3, looked)
         alone = [ours.track([features[1]], [each])[0] for each in looked]
@@ -208,6 +208,8 @@ class TestAgainstThePackage:
             torch.testing.assert_close(single.logits, found.logits, atol=off, rtol=1e-4)
             torch.testing.assert_close(single.memory.pointer, found.memory.pointer, atol=off, rtol=1e-4)
         assert (alone[0].logits - alone[2].logits).abs().max() > 2 * off
+        nearer = ours.track([features[1]], [replace(looked[1], reach=4)])[0]
+        assert not torch.equal(nearer.logits, alone[1].logits), "it tells how long ago a slice was"
 
 
 class TestEngine:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,10 +37,25 @@ def disc(radius: float) -> Mask:
     return np.asarray(np.hypot(X - 31, Y - 32) < radius)
 
 
-def ct(radius: float = 20) -> Volume:
-    planes = [np.where(disc(radius), 100.0 + 4 * z, 0.0) for z in range(DEPTH)]
-    noise = np.random.default_rng(0).normal(0, 15, (SIDE, SIDE, DEPTH))
+def ct(radius: float = 20, depth: int = DEPTH) -> Volume:
+    planes = [np.where(disc(radius), 100.0 + 4 * z, 0.0) for z in range(depth)]
+    noise = np.random.default_rng(0).normal(0, 15, (SIDE, SIDE, depth))
     return Volume((np.stack(planes, axis=2) + noise).astype(np.float32), np.diag([1.0, 1.0, 2.0, 1.0]))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often slices are tried, and outlined by their looks."""
+    calls: Counter[str] = Counter()
+    for name in ("contour", "tried"):
+        original = getattr(outlines, name)
+
+        def counting(*args: Any, name: str = name, original: Any = original, **options: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(outlines, name, counting)
+    return calls
 
 
 def outliner(known: Mask | None = None, **how: Any) -> Outliner:
@@ -76,17 +93,83 @@ def test_nothing_joins_an_object_that_is_small_beside_the_next_annotated_slice()
     assert moved[8] == plain[8], "what was annotated stays"
 
 
-def test_who_cancels_is_heard_and_what_was_made_is_kept() -> None:
+def test_who_cancels_is_heard_and_what_was_made_is_kept(counted: Counter[str]) -> None:
     found, made = {z: frame(disc(18)) for z in range(DEPTH)}, outliner()
+    many = {z + DEPTH * n: logits for z, logits in found.items() for n in (0, 1)}  # more than are made at a time
+    made.scene = replace(made.scene, volume=ct(depth=2 * DEPTH))
+    times = iter(range(10))
 
     def stop() -> None:
-        raise Cancelled("enough")
+        if next(times) == 2:  # once for what is tried, once for the first slices
+            raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        made.outlines(1, found, SHOWN, {}, stop)
-    assert areas(made.outlines(1, found, SHOWN, {}, lambda: None)) == areas(
-        outliner().outlines(1, found, SHOWN, {}, lambda: None)
+        made.outlines(1, many, SHOWN, {}, stop)
+    assert counted == {"tried": 1, "contour": 15}, "not the annotated one"
+    again = areas(made.outlines(1, many, SHOWN, {}, lambda: None))
+    assert counted == {"tried": 1, "contour": 31}
+    fresh = outliner()
+    fresh.scene = made.scene
+    assert again == areas(fresh.outlines(1, many, SHOWN, {}, lambda: None))
+
+
+def test_edges_are_tried_beside_slices_that_are_not_annotated_alone(counted: Counter[str]) -> None:
+    shown = {Mark(z, z): Annotated(disc(20), True, None) for z in range(10)}
+    heard = []
+    outliner().outlines(1, {z: frame(disc(19)) for z in range(12)}, shown, {}, lambda: heard.append(counted["tried"]))
+    assert counted["tried"] == 1, "the last of them, for the two slices above"
+    every_other = {mark: one for mark, one in shown.items() if mark.z % 2}
+    heard.clear()
+    outliner().outlines(
+        1, {z: frame(disc(19)) for z in range(12)}, every_other, {}, lambda: heard.append(counted["tried"])
     )
+    assert heard == [1, 5, 6], "who cancels is heard between some and the next"
+
+
+def test_a_point_tells_nothing_of_edges_and_hides_nobody_who_does() -> None:
+    found = {z: frame(disc(18)) for z in (8, 12, 14)}
+    point = {Mark(12, 2): Annotated(disc(18), False, None)}
+    plain = outliner(appearance=0.0, edges=False).outlines(1, found, SHOWN | point, {}, lambda: None)
+    alone = outliner(appearance=0.0).outlines(1, found, SHOWN, {}, lambda: None)
+    both = outliner(appearance=0.0).outlines(1, found, SHOWN | point, {}, lambda: None)
+    assert (plane(alone, 14) != plane(plain, 14)).any()
+    for z in (12, 14):
+        np.testing.assert_array_equal(plane(both, z), plane(alone, z))
+
+
+def test_threads_do_not_call_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would start threads of its own in each of them."""
+    callers = []
+    for name in ("shown", "restore", "masks"):
+        original = getattr(FrameGrid, name)
+
+        def noted(*args: Any, original: Any = original, **options: Any) -> Any:
+            callers.append(threading.current_thread())
+            return original(*args, **options)
+
+        monkeypatch.setattr(FrameGrid, name, noted)
+    outliner(disc(18)).outlines(1, FOUND, SHOWN, {10: 0.7, 12: 0.7}, lambda: None)
+    assert set(callers) == {threading.main_thread()}
+
+
+def test_no_more_is_kept_than_there_is_memory_for(counted: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found, little = {z: frame(disc(18)) for z in range(DEPTH)}, outliner(state_mib=1)
+    few = areas(little.outlines(1, found, SHOWN, {}, lambda: None))
+    assert counted.pop("contour") == DEPTH - 1
+    monkeypatch.setattr(outlines, "_bytes", lambda outline: 1 << 18)  # so that there is memory for four
+    assert areas(little.outlines(1, found, SHOWN, {}, lambda: None)) == few
+    assert not counted["contour"]
+    assert areas(little.outlines(1, found, SHOWN, {}, lambda: None)) == few
+    assert counted.pop("contour") == DEPTH - 1 - 4
+    little.outlines(2, found, SHOWN, {}, lambda: None)
+    counted.clear()
+    little.outlines(2, found, SHOWN, {}, lambda: None)
+    assert counted.pop("contour") == DEPTH - 1, "others have it all"
+    little.forget(1)
+    little.outlines(2, found, SHOWN, {}, lambda: None)
+    counted.clear()
+    little.outlines(2, found, SHOWN, {}, lambda: None)
+    assert counted.pop("contour") == DEPTH - 1 - 4
 
 
 def plane(made: dict[int, Outline], z: int) -> Mask:
@@ -117,6 +200,23 @@ def test_what_changes_an_outline_has_it_made_again(found: Any, shown: Any, share
     expected = plane(fresh.outlines(1, found, shown, shares, lambda: None), 10)
     assert (before != expected).any()
     np.testing.assert_array_equal(plane(kept.outlines(1, found, shown, shares, lambda: None), 10), expected)
+
+
+def test_other_edges_have_it_made_again() -> None:
+    redrawn = {Mark(8, 2): Annotated(disc(12), True, None)}
+    kept = outliner(appearance=0.0)
+    before = plane(kept.outlines(1, FOUND, SHOWN, {}, lambda: None), 10)
+    expected = plane(outliner(appearance=0.0).outlines(1, FOUND, redrawn, {}, lambda: None), 10)
+    assert (before != expected).any()
+    np.testing.assert_array_equal(plane(kept.outlines(1, FOUND, redrawn, {}, lambda: None), 10), expected)
+
+
+def test_edges_are_tried_again_with_another_segmenter(counted: Counter[str]) -> None:
+    kept = outliner(disc(17))
+    kept.outlines(1, FOUND, SHOWN, {}, lambda: None)
+    kept.scene.guides.recognised[1] = recognised(disc(20))
+    kept.outlines(1, FOUND, SHOWN, {}, lambda: None)
+    assert counted["tried"] == 2
 
 
 def test_what_another_segmenter_tells_has_it_made_again() -> None:
@@ -150,19 +250,6 @@ def test_the_surest_has_the_voxel() -> None:
 
 class TestKept:
     """What is outlined how often in a session."""
-
-    @pytest.fixture
-    def counted(self, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-        calls: Counter[str] = Counter()
-        for name in ("contour", "tried"):
-            original = getattr(outlines, name)
-
-            def counting(*args: Any, name: str = name, original: Any = original, **options: Any) -> Any:
-                calls[name] += 1
-                return original(*args, **options)
-
-            monkeypatch.setattr(outlines, name, counting)
-        return calls
 
     def test_a_correction_outlines_again_what_it_changes(self, counted: Counter[str]) -> None:
         session = Propagation(ct(), FakeSam2())

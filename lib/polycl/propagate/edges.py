@@ -8,7 +8,7 @@ annotated: masks as inexact as the network's are made of it, and what brings the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from polycl.propagate.frames import FrameGrid
+from polycl.propagate.frames import Box, FrameGrid
 
 Plane = NDArray[np.float32]
 TRIED = ((3.0, 100.0), (6.0, 100.0), (6.0, 300.0), (10.0, 100.0))
@@ -73,7 +73,7 @@ def guided(guide: Plane, image: Plane, radius: int) -> Plane:
 class Trial:
     """An annotated slice: its HU and mask, whole planes [X, Y].
 
-    `blend` is what else comes to the network's logits on this slice, given those over the grid's box.
+    `blend` is what else comes to the network's logits on this slice, given those over the part that frames show.
     """
 
     hu: NDArray[np.generic]
@@ -89,23 +89,23 @@ class Tried:
     gains: NDArray[np.float64]
 
 
-def tried(grid: FrameGrid, side: int, spacing: float, trial: Trial) -> Tried | None:
+def tried(box: Box, spacing: float, trial: Trial, masks: Iterable[Plane]) -> Tried | None:
     """How much nearer inexact masks come to an annotated one; None if there is nothing in it.
 
     Args:
-        grid: of the network's frames.
-        side: pixels a side of its masks.
+        box: the part of the plane that frames show.
         spacing: mm between voxels of a plane.
         trial: the annotated slice.
+        masks: logits of `inexact` ones over that part.
     """
-    x0, x1, y0, y1 = grid.box
+    x0, x1, y0, y1 = box
     values = trial.hu[trial.mask & np.isfinite(trial.hu)]
     if not len(values):
         return None
     median = float(np.median(values))
     hu, mask = trial.hu[x0:x1, y0:y1], trial.mask[x0:x1, y0:y1]
     gains = []
-    for logits in map(trial.blend, grid.restore(_inexact(grid, side, trial.mask))):
+    for logits in map(trial.blend, masks):
         before = _dice(logits > 0, mask)
         found = [Edges(*how, median).follow(logits, hu, spacing) > 0 for how in TRIED]
         gains.append([_dice(one, mask) - before for one in found])
@@ -123,8 +123,11 @@ def choose(slices: Sequence[Tried]) -> Edges | None:
     return Edges(*TRIED[best], float(np.mean([one.median for one in slices])))
 
 
-def _inexact(grid: FrameGrid, side: int, annotated: NDArray[np.bool_]) -> torch.Tensor:
-    """Logits [4, side, side] as the network might give them: a pixel off either way, too small, too large."""
+def inexact(grid: FrameGrid, side: int, annotated: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Logits as the network might give them of an annotated mask [X, Y]: a pixel off either way, too small, too large.
+
+    They are of `side` pixels a side, enlarged to the part of the plane that the frames of `grid` show: [4, x, y].
+    """
     mask = FrameGrid(grid.region, side, grid.shape).masks(annotated[None])[0, 0].numpy() > 0
     wrong = [
         np.roll(mask, (1, 1), axis=(0, 1)),
@@ -133,7 +136,7 @@ def _inexact(grid: FrameGrid, side: int, annotated: NDArray[np.bool_]) -> torch.
         ndimage.binary_dilation(mask),
     ]
     soft = [ndimage.gaussian_filter(np.where(one, SURE, -SURE).astype(np.float32), SOFT) for one in wrong]
-    return torch.from_numpy(np.stack(soft))
+    return grid.restore(torch.from_numpy(np.stack(soft)))
 
 
 def box_around(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice] | None:

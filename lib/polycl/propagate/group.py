@@ -85,6 +85,7 @@ class Group:
             self._taken.pop((label, mark), None)
         if not self.seeds.get(label):
             self.seeds.pop(label, None)
+            self._outliner.forget(label)
 
     def pending(self) -> list[Run]:
         """Runs without a result; results of runs that are no longer wanted are dropped."""
@@ -92,10 +93,16 @@ class Group:
         self._results = {run: outcome for run, outcome in self._results.items() if run in wanted}
         return [run for run in wanted if run not in self._results]
 
-    def run(self, visited: Callable[[int], None]) -> bool:
-        """Carry out what is pending; False if an object grew out of the region, which is larger now: begin again."""
+    def prepare(self, visited: Callable[[int], None]) -> None:
+        """Show the network the seeds, and ask who knows the objects; then more may be `pending` than before."""
         self._prompt(visited)
         self._ask_guides(lambda: visited(0))
+
+    def run(self, visited: Callable[[int], None]) -> bool:
+        """Carry out what is pending, once that is prepared.
+
+        False if an object grew out of the region, which is larger now: begin again.
+        """
         lanes = [self._lane(run) for run in self.pending()]
         rim = self.grid.rim(self._side) & (not self.fixed)
         sweep = Sweep(self.scene.engine, self.features, self.scene.volume.shape[2], self._find, self._values, rim)

@@ -48,6 +48,8 @@ SHOWN = 3
 """Annotated slices that a segmenter is asked about at most."""
 TRIED = 2
 """Labels that are looked for in the volume at most."""
+ANSWERS = 2
+"""About one object that are kept, for who takes a redrawn slice back."""
 SHIFT_COST = 0.03
 """Dice that a unit of shift must gain for an object to be recognised by it."""
 AS_GOOD = 0.01
@@ -139,6 +141,7 @@ class Guides:
     def __init__(self, guides: Sequence[Guide] = ()) -> None:
         self._guides = tuple(guides)
         self.recognised: dict[int, Recognised] = {}
+        self._answers: dict[int, list[Recognised]] = {}
         self._unknown: dict[int, Mapping[Mark, bytes]] = {}
 
     def ask(
@@ -153,7 +156,8 @@ class Guides:
 
         Who finds it on one of the annotated slices, of which the largest are shown, must still do so once it has seen
         the volume: a bladder may look like a liver to who does not see the liver. What it finds is then corrected by
-        how the slices were annotated. If one of those was taken back since, all is asked anew.
+        how the slices were annotated. If one of those was taken back or redrawn since, all is asked anew; who undoes
+        that has the answer from before again.
 
         Args:
             label: the object.
@@ -163,8 +167,10 @@ class Guides:
             check: may raise to stop.
         """
         before = self.recognised.get(label)
-        if before is not None and before.by <= seen.keys():
-            return False
+        holds = next((one for one in self._answers.get(label, ()) if one.by <= seen.keys()), None)
+        if holds is not None:
+            self.recognised[label] = holds
+            return before is None or not before.same(holds)
         largest = sorted(seen, key=lambda mark: -int(seen[mark].sum()))[:SHOWN]
         shown = {mark: seen[mark] for mark in largest if seen[mark].any()}
         question = {mark: mask.tobytes() for mark, mask in shown.items()}
@@ -179,6 +185,7 @@ class Guides:
         by = frozenset(mark for mark, mask in seen.items() if mask.any())
         found = Recognised(guide.name, name, guide.corrected(name, likelihood, planes()), by)
         self.recognised[label] = found
+        self._answers[label] = [*self._answers.get(label, ()), found][-ANSWERS:]
         return before is None or not before.same(found)
 
     def _who_knows(
@@ -209,6 +216,7 @@ class Guides:
     def forget(self, labels: Collection[int]) -> None:
         """Other objects than these have no seeds any more."""
         self.recognised = {label: known for label, known in self.recognised.items() if label in labels}
+        self._answers = {label: known for label, known in self._answers.items() if label in labels}
         self._unknown = {label: asked for label, asked in self._unknown.items() if label in labels}
 
     def find(self, label: int, z: int) -> Odds | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from polycl.appearance import Appearance
 from polycl.components import touching
 from polycl.propagate.contour import appearance_of, contour
-from polycl.propagate.edges import Edges, Trial, Tried, box_around, choose, tried
+from polycl.propagate.edges import Edges, Trial, Tried, box_around, choose, inexact, tried
 from polycl.propagate.engine import LARGEST
 from polycl.propagate.features import Scene
 from polycl.propagate.frames import Box, FrameGrid
@@ -30,6 +30,7 @@ from polycl.propagate.runs import Mark, beside
 from polycl.propagate.sweep import Found
 
 SLICES_AT_A_TIME = 16
+TRIALS_AT_A_TIME = 4
 TAPERS = 0.5
 """Of the area on an annotated slice: with less the object ends near there, if it has not yet, and nothing joins it."""
 
@@ -38,10 +39,10 @@ Mask = NDArray[np.bool_]
 
 
 class Outline(NamedTuple):
-    """Logits of an object on a slice, [x1 - x0, y1 - y0]; outside of `box` it is not."""
+    """Logits of an object on a slice, float16 [x1 - x0, y1 - y0]; outside of `box` it is not."""
 
     box: Box
-    logits: Plane
+    logits: NDArray[np.float16]
 
 
 class Annotated(NamedTuple):
@@ -85,7 +86,11 @@ class Source:
 
 
 class Outliner:
-    """Makes the outlines of objects of one region, and keeps them: each is made once."""
+    """Makes the outlines of objects of one region, and keeps them: each is made once.
+
+    Those that would take more memory than a session may have are made again each time. Threads do what needs no torch,
+    which would start threads of its own in each of them.
+    """
 
     def __init__(self, scene: Scene, grid: FrameGrid) -> None:
         self.scene, self._grid = scene, grid
@@ -113,20 +118,37 @@ class Outliner:
             check: called now and then; may raise to stop, and what was made by then is kept.
         """
         self._forget_others(label)
-        self._learn(label, annotated)
-        sources = {z: self._source(label, z, found, annotated, shares.get(z, 0.0)) for z in found}
-        before = self._made.get(label, {})
-        kept = (z for z, one in sources.items() if z in before and before[z][0].same(one))
-        made = self._made[label] = {z: before[z] for z in kept}
-        missing = sorted(z for z in sources if z not in made)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            self._learn(label, found, annotated, pool, check)
+            sources = {z: self._source(label, z, found, annotated, shares.get(z, 0.0)) for z in found}
+            before = self._made.get(label, {})
+            kept = (z for z, one in sources.items() if z in before and before[z][0].same(one))
+            made = self._made[label] = {z: before[z] for z in kept}
+            missing = sorted(z for z in sources if z not in made)
             for start in range(0, len(missing), SLICES_AT_A_TIME):
                 check()
-                part = missing[start : start + SLICES_AT_A_TIME]
-                restored = self._grid.restore(torch.stack([sources[z].logits.float() for z in part]))
-                drawn = pool.map(partial(self._outline, label), part, [sources[z] for z in part], restored)
-                made.update({z: (sources[z], one) for z, one in zip(part, drawn, strict=True)})
-        return {z: one for z, (_, one) in made.items() if one is not None}
+                part = {z: sources[z] for z in missing[start : start + SLICES_AT_A_TIME]}
+                drawn = pool.map(self._outline, part, part.values(), self._restored(label, part))
+                made.update({z: (part[z], one) for z, one in zip(part, drawn, strict=True)})
+        result = {z: one for z, (_, one) in made.items() if one is not None}
+        self._make_room(label)
+        return result
+
+    def forget(self, label: int) -> None:
+        """Drop all that is kept of an object."""
+        self._tried = {key: one for key, one in self._tried.items() if key[0] != label}
+        self._looks = {key: one for key, one in self._looks.items() if key[0] != label}
+        self._recognised.pop(label, None)
+        self._made.pop(label, None)
+
+    def _make_room(self, label: int) -> None:
+        """Keep no more outlines of an object than there is memory for, beside those of others."""
+        room = self.scene.how.state_mib << 20
+        room -= sum(_bytes(one) for other, made in self._made.items() if other != label for _, one in made.values())
+        for z, (_, one) in list(self._made[label].items()):
+            room -= _bytes(one)
+            if room < 0:
+                del self._made[label][z]
 
     def _forget_others(self, label: int) -> None:
         """Drop what was made with another segmenter's help than who knows the object now."""
@@ -136,14 +158,29 @@ class Outliner:
             self._made.pop(label, None)
             self._tried = {key: one for key, one in self._tried.items() if key[0] != label}
 
-    def _learn(self, label: int, annotated: Mapping[Mark, Annotated]) -> None:
-        """Try on annotated slices how outlines follow edges; what is known of others is dropped."""
+    def _learn(
+        self,
+        label: int,
+        found: Found,
+        annotated: Mapping[Mark, Annotated],
+        pool: Executor,
+        check: Callable[[], None],
+    ) -> None:
+        """Try how outlines follow edges, on annotated slices beside others; what is known of gone ones is dropped."""
         self._tried = {key: one for key, one in self._tried.items() if key[0] != label or key[1] in annotated}
         self._looks = {key: one for key, one in self._looks.items() if key[0] != label or annotated.keys() >= {*key[1]}}
-        for mark, one in annotated.items():
-            if one.outlined and self.scene.how.edges and (label, mark) not in self._tried:
-                trial, spacing = self._trial(label, mark, one), self.scene.volume.spacing[0]
-                self._tried[label, mark] = tried(self._grid, self._small.size, spacing, trial)
+        if not self.scene.how.edges:
+            return
+        wanted = dict.fromkeys(mark for z in sorted(found) for mark in _teachers(z, annotated))
+        waiting = [mark for mark in wanted if (label, mark) not in self._tried]
+        attempt = partial(tried, self._grid.box, self.scene.volume.spacing[0])
+        for start in range(0, len(waiting), TRIALS_AT_A_TIME):
+            check()
+            part = waiting[start : start + TRIALS_AT_A_TIME]
+            trials = [self._trial(label, mark, annotated[mark]) for mark in part]
+            masks = [inexact(self._grid, self._small.size, trial.mask) for trial in trials]
+            for mark, one in zip(part, pool.map(attempt, trials, masks), strict=True):
+                self._tried[label, mark] = one
 
     def _trial(self, label: int, mark: Mark, annotated: Annotated) -> Trial:
         """An annotated slice, with what a segmenter would say on one like it."""
@@ -156,7 +193,7 @@ class Outliner:
 
     def _source(self, label: int, z: int, found: Found, annotated: Mapping[Mark, Annotated], share: float) -> Source:
         near = beside(z, annotated)
-        known = [one for mark in near if (one := self._tried.get((label, mark))) is not None]
+        known = [one for mark in _teachers(z, annotated) if (one := self._tried.get((label, mark))) is not None]
         largest = max((_area(found, mark.z) for mark in near), default=0)
         look = None if z in {mark.z for mark in near} else self._look(label, near, annotated)
         return Source(found[z], choose(known), look, _area(found, z) >= TAPERS * largest, share)
@@ -171,12 +208,18 @@ class Outliner:
             self._looks[label, near] = appearance_of(slices, volume.spacing[:2])
         return self._looks[label, near]
 
-    def _outline(self, label: int, z: int, source: Source, smooth: Plane) -> Outline | None:
-        """The outline of a slice from its logits in the plane's own voxels; None if nothing is there."""
+    def _restored(self, label: int, sources: Mapping[int, Source]) -> list[tuple[Plane, Plane | None]]:
+        """Logits of slices in the plane's own voxels, each with what a segmenter tells beside that, if it is heard."""
+        smooth = self._grid.restore(torch.stack([one.logits.float() for one in sources.values()]))
+        finer = self._finer(label, {z: one.share for z, one in sources.items() if one.share})
+        return [(plane, finer.get(z)) for z, plane in zip(sources, smooth, strict=True)]
+
+    def _outline(self, z: int, source: Source, restored: tuple[Plane, Plane | None]) -> Outline | None:
+        """The outline of a slice from what `_restored` gives of it; None if nothing is there."""
         x0, x1, y0, y1 = self._grid.box
-        volume, plane = self.scene.volume, smooth
+        volume, (plane, finer) = self.scene.volume, restored
         hu = volume.voxels[x0:x1, y0:y1, z]
-        if (finer := self._finer(label, z, source.share)) is not None:
+        if finer is not None:
             plane = _sharpened(plane, finer)
         if source.edges is not None:
             plane = source.edges.follow(plane, hu, volume.spacing[0])
@@ -187,16 +230,20 @@ class Outliner:
         if part is None:
             return None
         x, y = part
-        return Outline((x0 + x.start, x0 + x.stop, y0 + y.start, y0 + y.stop), plane[part].copy())
+        return Outline((x0 + x.start, x0 + x.stop, y0 + y.start, y0 + y.stop), plane[part].astype(np.float16))
 
-    def _finer(self, label: int, z: int, share: float) -> Plane | None:
-        """What a segmenter tells about the voxels of a slice that the pixels of masks were too coarse for."""
-        if not share or (plane := self.scene.guides.find(label, z)) is None:
-            return None
+    def _finer(self, label: int, shares: Mapping[int, float]) -> dict[int, Plane]:
+        """What a segmenter tells about the voxels of slices that the pixels of masks were too coarse for."""
+        planes = {z: plane for z in shares if (plane := self.scene.guides.find(label, z)) is not None}
+        if not planes:
+            return {}
         x0, x1, y0, y1 = self._grid.box
-        coarse = self._grid.restore(torch.from_numpy(self._small.shown(plane, outside=-LARGEST))[None])[0]
-        finer: Plane = share * (plane[x0:x1, y0:y1] - coarse)
-        return finer
+        shown = [torch.from_numpy(self._small.shown(plane, outside=-LARGEST)) for plane in planes.values()]
+        coarse = self._grid.restore(torch.stack(shown))
+        return {
+            z: shares[z] * (plane[x0:x1, y0:y1] - smooth)
+            for (z, plane), smooth in zip(planes.items(), coarse, strict=True)
+        }
 
 
 def paint(objects: Iterable[tuple[int, Mapping[int, Outline]]], out: NDArray[np.uint8]) -> None:
@@ -211,6 +258,17 @@ def paint(objects: Iterable[tuple[int, Mapping[int, Outline]]], out: NDArray[np.
             wins = logits > surest[x0:x1, y0:y1]
             out[x0:x1, y0:y1, z][wins] = label
             surest[x0:x1, y0:y1][wins] = logits[wins]
+
+
+def _teachers(z: int, annotated: Mapping[Mark, Annotated]) -> tuple[Mark, ...]:
+    """The outlined slices that tell how slice `z` follows edges: the next ones to it. None for one that is outlined."""
+    outlined = [mark for mark, one in annotated.items() if one.outlined]
+    near: tuple[Mark, ...] = () if z in {mark.z for mark in outlined} else beside(z, outlined)
+    return near
+
+
+def _bytes(outline: Outline | None) -> int:
+    return 0 if outline is None else outline.logits.nbytes
 
 
 def _area(found: Found, z: int) -> int:

@@ -61,4 +61,8 @@ class PropagateParameters(Parameters):
     connected: bool = Field(default=True, description="keep only what is connected to a seed, in 3D")
     ahead: int = Field(default=8, ge=1, le=64, description="slices encoded at a time")
     labels: int = Field(default=32, ge=1, le=255, description="objects at most")
-    state_mib: int = Field(default=2048, gt=0, description="memory for what was found on each slice, at most")
+    state_mib: int = Field(
+        default=2048,
+        gt=0,
+        description="memory for what was found on each slice, at most, and as much again for outlines",
+    )

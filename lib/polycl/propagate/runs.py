@@ -21,7 +21,7 @@ class Mark:
 
     Attributes:
         z: its slice.
-        version: another number for another seed on the same slice.
+        version: another number for another seed on the same slice, the same for the same.
         present: whether the object is there at all; a slice that the user emptied is a seed too.
         is_end: whether the object, which is not there, is known to be on all slices up to this one.
     """

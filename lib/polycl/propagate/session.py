@@ -85,7 +85,6 @@ class Propagation:
         self._groups: list[Group] = []
         self._span = (0, self._canonical.shape[2]) if self._roi is None else self._roi[4:]
         self._painted: dict[int, NDArray[np.bool_]] = {}
-        self._version = 0
         self._lock = threading.Lock()
 
     @property
@@ -152,9 +151,15 @@ class Propagation:
             for group in self._groups:
                 done = False
                 while not done:
-                    meter.expect(sum(len(run.slices) for each in self._groups for run in each.pending()))
+                    meter.expect(self._pending())
+                    group.prepare(meter.visited)
+                    meter.expect(self._pending())
                     done = group.run(meter.visited)
             return self._result(lambda: meter.visited(0))
+
+    def _pending(self) -> int:
+        """Slices to visit."""
+        return sum(len(run.slices) for group in self._groups for run in group.pending())
 
     def _remove(self, label: int, z: int) -> None:
         for group in self._groups:
@@ -176,8 +181,7 @@ class Propagation:
             for z, seed in seeds[label].items():
                 before = next((old for mark, old in group.seeds.get(label, {}).items() if mark.z == z), None)
                 if before is None or not before.same(seed):
-                    self._version += 1
-                    group.put(label, Mark(z, self._version, seed.present, seed.is_end), seed)
+                    group.put(label, Mark(z, seed.version, seed.present, seed.is_end), seed)
 
     def _group(self, label: int, box: Box | None) -> Group:
         """The group of `label`: its own, one that is near and of its scale, or a new one."""
