@@ -156,6 +156,33 @@ class TestInference:
         after = Corrector(fine, network, WHERE).corrected(volume(ball(4)), found, {20: drawn})
         assert (after[:, :, 20][drawn] > found[:, :, 20][drawn]).all()
 
+    def test_what_is_far_from_all_that_was_annotated_stays(self) -> None:
+        long = Volume(np.full((8, 8, 120), 60.0, np.float32), np.diag([4.0, 4.0, 5.0, 1.0]))
+        network = CorrectorNetwork(HEADER)
+        torch.nn.init.constant_(network.unet.final_conv.bias, 5.0)
+        found, drawn = odds(np.ones(long.shape, bool)), np.ones((8, 8), bool)
+        changed = (corrector(network).corrected(long, found, {60: drawn}) != found).any(axis=(0, 1))
+        assert changed[11:110].all()
+        assert not changed[:10].any()
+        assert not changed[111:].any()
+        assert (corrector(network).corrected(long, found, {}) != found).all(), "nothing was annotated"
+
+    def test_who_stops_it_is_heard_at_each_layer_and_not_later(self) -> None:
+        calls, one, image, found = [], corrector(), volume(ball(10)), odds(ball(10))
+
+        def stop() -> None:
+            calls.append(1)
+            if len(calls) == 3:
+                raise Cancelled("enough")
+
+        with pytest.raises(Cancelled):
+            one.corrected(image, found, {12: ball(10)[:, :, 12]}, stop)
+        assert len(calls) == 3
+        one.corrected(image, found, {12: ball(10)[:, :, 12]})
+        assert len(calls) == 3, "nothing of it stays"
+        one.corrected(image, found, {12: ball(10)[:, :, 12]}, lambda: calls.append(1))
+        assert len(calls) > 15
+
     def test_nothing_found_and_nothing_annotated_stays(self) -> None:
         found = odds(ball(10) & False)
         np.testing.assert_array_equal(corrector().corrected(volume(ball(10)), found, {}), found)
@@ -298,7 +325,9 @@ class Told(Corrector):
     def __init__(self, header: CorrectorHeader = HEADER) -> None:
         self.header, self.given = header, []
 
-    def corrected(self, volume: Volume, found: Any, annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+    def corrected(
+        self, volume: Volume, found: Any, annotated: Mapping[int, Mask], check: Any = None
+    ) -> NDArray[np.int8]:
         self.given.append({z: mask.copy() for z, mask in annotated.items()})
         return odds(ball(10), 7)
 
@@ -306,8 +335,10 @@ class Told(Corrector):
 class Learning(Told):
     """Finds less with each slice that is annotated."""
 
-    def corrected(self, volume: Volume, found: Any, annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
-        super().corrected(volume, found, annotated)
+    def corrected(
+        self, volume: Volume, found: Any, annotated: Mapping[int, Mask], check: Any = None
+    ) -> NDArray[np.int8]:
+        super().corrected(volume, found, annotated, check)
         return odds(ball(11.5 - 1.5 * len(annotated)), 7)
 
 
@@ -393,8 +424,10 @@ class TestInPropagation:
 
     def test_what_it_answers_to_a_redrawn_annotation_counts_for_all_runs(self) -> None:
         class Follows(Told):
-            def corrected(self, volume: Volume, found: Any, annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
-                super().corrected(volume, found, annotated)
+            def corrected(
+                self, volume: Volume, found: Any, annotated: Mapping[int, Mask], check: Any = None
+            ) -> NDArray[np.int8]:
+                super().corrected(volume, found, annotated, check)
                 return odds(ball(10) & ((annotated[12].sum() > 250) | (Z > 9)), 7)
 
         whole, redrawn = ball(10)[:, :, 12], (ball(10) & ~ball(5))[:, :, 12]

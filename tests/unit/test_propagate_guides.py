@@ -58,7 +58,7 @@ class Known:
     def corrects(self, label: str) -> bool:
         return False
 
-    def corrected(self, label: str, found: Odds, annotated: Mapping[int, Mask]) -> Odds:
+    def corrected(self, label: str, found: Odds, annotated: Mapping[int, Mask], check: Callable[[], None]) -> Odds:
         return found
 
 

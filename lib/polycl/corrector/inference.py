@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from polycl.volume import Volume
 Mask = NDArray[np.bool_]
 AROUND = 12
 """Voxels that the network sees around what the segmenter found and what was annotated."""
+FAR_MM = 250.0
+"""From what was annotated, along an axis: what was found further off is none of the structure, and stays."""
 
 
 class Corrector:
@@ -50,13 +53,20 @@ class Corrector:
         """Whether it learned to correct what `segmenter` finds of `label`."""
         return segmenter == self.header.segmenter and label in self.header.labels
 
-    def corrected(self, volume: Volume, found: NDArray[np.int8], annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+    def corrected(
+        self,
+        volume: Volume,
+        found: NDArray[np.int8],
+        annotated: Mapping[int, Mask],
+        check: Callable[[], None] = lambda: None,
+    ) -> NDArray[np.int8]:
         """Log-odds of each voxel of a canonical CT in HU, `[X, Y, Z]`, once the annotated slices are known.
 
         Args:
             volume: the CT.
             found: log-odds by the segmenter, of the same shape. These, and those to be, as `polycl.odds` packs them.
             annotated: masks [X, Y] of slices that show the structure.
+            check: called at each layer; may raise to stop.
 
         What is far from all that was found or annotated stays, as do details that the network's voxels are too coarse
         for: it is what it adds that is resampled.
@@ -69,34 +79,51 @@ class Corrector:
         shape = shape_at(hu.shape, volume.spacing, self.header.spacing)
         volumes = torch.cat([seen_through(hu, self.header.windows), before[None]])
         seen = torch.cat([resampled(volumes, shape), annotated_at(slices, hu.shape[2], shape)])
-        change = self.log_odds(seen[None])[0] - seen[-2:-1]
+        change = self.log_odds(seen[None], check)[0] - seen[-2:-1]
         result = found.copy()
         result[part] = odds.packed(before + resampled(change, (hu.shape[0], hu.shape[1], hu.shape[2]))[0])
         return result
 
     @torch.inference_mode()
-    def log_odds(self, seen: torch.Tensor) -> torch.Tensor:
-        """`CorrectorNetwork` on `[B, C, X, Y, Z]` of any size: `[B, 1, X, Y, Z]`, float32."""
+    def log_odds(self, seen: torch.Tensor, check: Callable[[], None] = lambda: None) -> torch.Tensor:
+        """`CorrectorNetwork` on `[B, C, X, Y, Z]` of any size: `[B, 1, X, Y, Z]`, float32; `check` as above."""
         missing = [-side % MULTIPLE for side in seen.shape[2:]]
         if all(side <= MULTIPLE for side in seen.shape[2:]):
             missing[0] += MULTIPLE  # its deepest features would be of one voxel, of which there is no variance
         padded = F.pad(seen, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate").to(self.where.device)
         mixed = self.where.precision != "fp32"
-        with self._lock, torch.autocast(self.where.device.type, self.where.dtype if mixed else None, enabled=mixed):
+        autocast = torch.autocast(self.where.device.type, self.where.dtype if mixed else None, enabled=mixed)
+        with self._lock, autocast, self._checked(check):
             result: torch.Tensor = self._network(padded).cpu()
         return result[:, :, : seen.shape[2], : seen.shape[3], : seen.shape[4]]
 
+    @contextmanager
+    def _checked(self, check: Callable[[], None]) -> Iterator[None]:
+        """The network calls `check` before each of its convolutions."""
+        layers = [module for module in self._network.modules() if isinstance(module, torch.nn.Conv3d)]
+        handles = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _box(self, volume: Volume, found: Mask, annotated: Mapping[int, Mask]) -> tuple[slice, slice, slice] | None:
         """The part of the volume that is looked at; None if nothing was found or annotated."""
-        there = found.copy()
+        shown = np.zeros(found.shape, dtype=bool)
         for slice_number, mask in annotated.items():
-            there[:, :, slice_number] |= mask
-        if not there.any():
+            shown[:, :, slice_number] = mask
+        if not (there := found | shown).any():
             return None
         box = ndimage.find_objects(there.astype(np.uint8))[0]
-        margins = [math.ceil(AROUND * to / mm) for to, mm in zip(self.header.spacing, volume.spacing, strict=True)]
+        drawn = ndimage.find_objects(shown.astype(np.uint8))[0] if shown.any() else box
         x, y, z = (
-            slice(max(0, side.start - margin), min(count, side.stop + margin))
-            for side, margin, count in zip(box, margins, volume.shape, strict=True)
+            slice(
+                max(0, side.start - math.ceil(AROUND * to / mm), near.start - math.ceil(FAR_MM / mm)),
+                min(count, side.stop + math.ceil(AROUND * to / mm), near.stop + math.ceil(FAR_MM / mm)),
+            )
+            for side, near, to, mm, count in zip(
+                box, drawn, self.header.spacing, volume.spacing, volume.shape, strict=True
+            )
         )
         return x, y, z

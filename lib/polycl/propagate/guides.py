@@ -77,8 +77,13 @@ class Guide(Protocol):
     def corrects(self, label: str) -> bool:
         """Whether it can make better what it finds of `label` by how slices were annotated."""
 
-    def corrected(self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
-        """What `everywhere` found of `label`, once that is known: masks [X, Y] by slice. As it was if it cannot."""
+    def corrected(
+        self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask], check: Callable[[], None]
+    ) -> NDArray[np.int8]:
+        """What `everywhere` found of `label`, once that is known: masks [X, Y] by slice. As it was if it cannot.
+
+        `check` is as for `everywhere`.
+        """
 
 
 @dataclass(eq=False)
@@ -104,10 +109,12 @@ class SegmenterGuide:
             self._whole[label] = self.segmenter.likelihood(self.volume, label, lambda done, total: check())
         return self._whole[label]
 
-    def corrected(self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+    def corrected(
+        self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask], check: Callable[[], None]
+    ) -> NDArray[np.int8]:
         """See `Guide`."""
         corrector = self._corrector(label)
-        return found if corrector is None else corrector.corrected(self.volume, found, annotated)
+        return found if corrector is None else corrector.corrected(self.volume, found, annotated, check)
 
     def corrects(self, label: str) -> bool:
         """See `Guide`."""
@@ -183,7 +190,7 @@ class Guides:
             return before is not None
         guide, name, likelihood = answer
         by = frozenset(mark for mark, mask in seen.items() if mask.any())
-        found = Recognised(guide.name, name, guide.corrected(name, likelihood, planes()), by)
+        found = Recognised(guide.name, name, guide.corrected(name, likelihood, planes(), check), by)
         self.recognised[label] = found
         self._answers[label] = [*self._answers.get(label, ()), found][-ANSWERS:]
         return before is None or not before.same(found)

@@ -174,6 +174,8 @@ class _Itself:
         """See `polycl.propagate.guides.Guide`."""
         return False
 
-    def corrected(self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask]) -> NDArray[np.int8]:
+    def corrected(
+        self, label: str, found: NDArray[np.int8], annotated: Mapping[int, Mask], check: Callable[[], None]
+    ) -> NDArray[np.int8]:
         """See `polycl.propagate.guides.Guide`."""
         return found
