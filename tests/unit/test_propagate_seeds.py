@@ -183,3 +183,29 @@ class TestSeed:
         mask[2:4, 1] = True
         assert box_of(mask) == (2, 4, 1, 2)
         assert union([(2, 4, 1, 2), (3, 9, 0, 2)]) == (2, 9, 0, 2)
+
+
+def test_seeds_that_say_the_same_have_the_same_version_and_others_another() -> None:
+    mask = np.zeros((6, 5), dtype=bool)
+    mask[2:4, 1:3] = True
+    points, labels = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1, 0])
+    seeds = [
+        Seed(mask),
+        Seed(mask.T.copy()),
+        Seed(np.roll(mask, 1, axis=0)),
+        Seed(np.zeros((6, 5), dtype=bool)),
+        Seed(np.zeros((6, 5), dtype=bool), is_end=True),
+        Seed(points=points, labels=labels),
+        Seed(points=points, labels=1 - labels),
+        Seed(points=points[::-1], labels=labels),
+        Seed(box=(1, 4, 0, 3)),
+        Seed(box=(1, 4, 0, 2)),
+        Seed(points=points, labels=labels, box=(1, 4, 0, 3)),
+    ]
+    assert len({seed.version for seed in seeds}) == len(seeds)
+    assert Seed(np.asfortranarray(mask)).version == seeds[0].version
+    assert Seed(points=points.tolist(), labels=[1, 0]).version == seeds[5].version
+    x0, x1, y0, y1 = np.array([1, 4, 0, 3])
+    assert Seed(box=(x0, x1, y0, y1)).version == seeds[8].version
+    assert seeds[8].same(Seed(box=(1, 4, 0, 3)))
+    assert not seeds[8].same(seeds[9])

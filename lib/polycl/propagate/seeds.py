@@ -77,7 +77,8 @@ class Seed:
     @cached_property
     def version(self) -> int:
         """The same number for seeds that say the same, another one for others."""
-        digest = hashlib.blake2b(repr((self.box, self.is_end)).encode(), digest_size=8)
+        box = None if self.box is None else [int(side) for side in self.box]
+        digest = hashlib.blake2b(repr((box, self.is_end)).encode(), digest_size=8)
         for part in (self.mask, self.points, self.labels):
             if part is not None:
                 digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
