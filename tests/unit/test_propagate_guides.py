@@ -202,6 +202,22 @@ def test_a_correction_takes_its_say_away() -> None:
     assert corrected[30, 25, 10:40].all()
 
 
+def test_who_is_cut_short_by_an_emptied_slice_is_heard_up_to_there() -> None:
+    """Emptying the first slice that is wrong changes nothing on those that are right."""
+    engine = FakeSam2()
+    session = Propagation(ct(COLUMN), engine, guides=[Known(organ=ORGAN)])
+    session.put(1, {15: Seed(COLUMN[:, :, 15])})
+    before = found(session)
+    engine.steps.clear()
+    session.put(1, {20: Seed(np.zeros_like(COLUMN[:, :, 20]))})
+    corrected = found(session)
+    recalls = [recall for step in engine.steps for recall in step]
+    assert len(recalls) == 4, "no other slices are visited"
+    assert all(any(isinstance(one, Hint) for one in recall.hints) for recall in recalls)
+    assert len(engine.prompts) == 1, "there is nothing to remember"
+    np.testing.assert_array_equal(corrected, before & (Z < 20))
+
+
 def test_who_finds_nothing_is_not_heard_where_the_object_is_said_to_be() -> None:
     image = ct(COLUMN)
     for last, end in ((None, 24), (33, 34)):

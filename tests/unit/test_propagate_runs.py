@@ -54,6 +54,7 @@ class TestPlan:
             (5, [4, 3, 2, 1, 0], False),
             (5, [6, 7], False),
         ]
+        assert [run.marks for run in runs] == [(Mark(5, 0),)] * 2
 
     def test_nothing_goes_beyond_the_region_of_interest(self) -> None:
         ends = [Mark(2, 0, present=False, is_end=True), Mark(12, 0), Mark(28, 0, present=False, is_end=True)]

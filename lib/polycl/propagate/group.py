@@ -258,7 +258,7 @@ class Group:
         waiting: dict[int, list[tuple[int, Mark]]] = {}
         for label, seeds in self.seeds.items():
             for mark in seeds:
-                if not mark.is_end and (label, mark) not in self._prompted:
+                if mark.present and (label, mark) not in self._prompted:
                     waiting.setdefault(mark.z, []).append((label, mark))
         slices = sorted(waiting)
         for z in slices:

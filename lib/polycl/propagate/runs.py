@@ -41,7 +41,7 @@ class Run:
     Attributes:
         label: the object.
         start: the seed it starts from.
-        other: the next seed in its direction, if there is one.
+        other: the next seed in its direction, if the object is known to go on to there.
         step: 1 towards higher slices, -1 towards lower ones.
         end: the first slice not visited.
     """
@@ -65,7 +65,7 @@ class Run:
     @property
     def bounded(self) -> bool:
         """Whether the object is known to go on to where the run ends: it stops nowhere before."""
-        return self.other is not None and (self.other.present or self.other.is_end)
+        return self.other is not None
 
     @property
     def to_end(self) -> bool:
@@ -79,7 +79,8 @@ def plan(label: int, marks: Sequence[Mark], low: int, high: int, *, meet: float 
     Of the slices between two seeds, each of the two runs visits the share `meet` that is nearer to its own, at least
     half: the network knows both seeds, and near one seed what came all the way from the other is worth little.
 
-    Nothing starts from a slice where the object is known to be absent, and nothing goes past it.
+    Nothing starts from a slice where the object is known to be absent, and nothing goes past it. Up to there all is as
+    if nothing were known of it: where between the two the object ends, it does not tell.
     """
     ordered = sorted(marks, key=lambda mark: mark.z)
     runs: list[Run] = []
@@ -91,9 +92,9 @@ def plan(label: int, marks: Sequence[Mark], low: int, high: int, *, meet: float 
         both = before.present and after.present
         reach = math.ceil(max(0.5, meet) * between) if both else between
         if before.present:
-            runs.append(Run(label, before, after, 1, min(before.z + reach + 1, high)))
+            runs.append(Run(label, before, _ahead(after), 1, min(before.z + reach + 1, high)))
         if after.present:
-            runs.append(Run(label, after, before, -1, max(after.z - reach - 1, low - 1)))
+            runs.append(Run(label, after, _ahead(before), -1, max(after.z - reach - 1, low - 1)))
     runs += _outward(label, ordered[-1], 1, high)
     return [run for run in runs if len(run.slices)]
 
@@ -112,6 +113,11 @@ def beside(z: int, marks: Iterable[Mark]) -> tuple[Mark, ...]:
     there = sorted((mark for mark in marks if mark.present), key=lambda mark: mark.z)
     below, above = [mark for mark in there if mark.z <= z], [mark for mark in there if mark.z >= z]
     return tuple(sorted({*below[-1:], *above[:1]}, key=lambda mark: mark.z))
+
+
+def _ahead(mark: Mark) -> Mark | None:
+    """The next seed as a run to it sees it: an emptied slice is a wall, no more."""
+    return mark if mark.present or mark.is_end else None
 
 
 def _outward(label: int, mark: Mark, step: int, end: int) -> list[Run]:
