@@ -17,7 +17,7 @@ from scipy import ndimage
 from polycl.appearance import AROUND_MM, Appearance, moved
 from polycl.components import touching
 from polycl.metrics import dice
-from polycl.propagate.edges import box_around
+from polycl.propagate.edges import GAIN, box_around
 from polycl.propagate.engine import LARGEST
 
 Plane = NDArray[np.float32]
@@ -29,6 +29,8 @@ SMOOTH_MM = 1.0
 """Standard deviation of the Gaussian that averages log-odds."""
 LEAST_DICE = 0.7
 """With the outline as it was, on a slice; what comes out as something else is not believed."""
+WIDER = tuple(np.arange(0, 1.51, 0.25).tolist())
+"""Log-odds that are tried on annotated slices."""
 
 TIMES = 2
 """That a hasty outline is moved."""
@@ -56,7 +58,14 @@ def appearance_of(slices: Iterable[tuple[NDArray[Any], Mask]], spacing: Spacing)
 
 
 def contour(
-    logits: Plane, hu: NDArray[Any], spacing: Spacing, look: Appearance, count: float, *, joins: bool = True
+    logits: Plane,
+    hu: NDArray[Any],
+    spacing: Spacing,
+    look: Appearance,
+    count: float,
+    *,
+    joins: bool = True,
+    wider: float = 0.0,
 ) -> Plane:
     """Logits [X, Y] of an object on a slice, moved to where its outline most likely is by its `look`.
 
@@ -70,21 +79,39 @@ def contour(
         look: what HU tell.
         count: how much that counts; 1 is as likely as HU make it.
         joins: whether pixels may join.
+        wider: log-odds by which the object is outlined wider than all this tells.
     """
     part = box_around(logits > 0, _reach(spacing))
     if part is None or (mask := logits[part] > 0).all():
         return logits
-    outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
-    inside = ndimage.distance_transform_edt(mask, sampling=spacing)
-    deviations = [SMOOTH_MM / mm for mm in spacing]
-    odds = moved(count * look.odds(hu[part]), inside, outside, max(spacing) / 2, PER_MM, deviations)
-    near = (outside < AROUND_MM) & (mask | joins)
-    found = _with_thin_parts(touching((odds > 0) & near, mask), mask, spacing)
+    odds = _odds(mask, hu[part], spacing, look, count) + wider
+    found = touching((odds > 0) & (mask | joins), mask)
+    hanging, throughout = _thin_parts(mask, spacing)
+    found = touching(found | hanging, found | throughout)  # thin parts stay, if they hang on what was found
     if (dice(found, mask) or 0.0) < LEAST_DICE:
         return logits
     moved_logits = logits.copy()
     moved_logits[part] = np.where(found, np.where(mask, logits[part], odds), np.where(mask, -LARGEST, logits[part]))
     return moved_logits
+
+
+def wider_by(slices: Iterable[tuple[NDArray[Any], Mask]], spacing: Spacing, look: Appearance, count: float) -> float:
+    """Log-odds by which an object is outlined wider on annotated slices than `contour` has it; the HU, and the masks.
+
+    So it is by who counts the pixels in which it ends as its own. Tighter outlines tell nothing: hasty ones are, too.
+    """
+    scores = []
+    for hu, mask in slices:
+        part = box_around(mask, _reach(spacing))
+        if part is not None and not (inner := mask[part]).all():
+            odds = _odds(inner, hu[part], spacing, look, count)
+            thin = np.logical_or(*_thin_parts(inner, spacing))
+            scores.append([dice((odds + more > 0) | thin, inner) or 0.0 for more in WIDER])
+    if not scores:
+        return 0.0
+    gains = np.mean(scores, axis=0)
+    best = int(np.argmax(gains))
+    return WIDER[best] if gains[best] - gains[0] >= GAIN else 0.0
 
 
 def settled(mask: Mask, hu: NDArray[Any], spacing: Spacing, count: float) -> Mask:
@@ -107,18 +134,26 @@ def settled(mask: Mask, hu: NDArray[Any], spacing: Spacing, count: float) -> Mas
     return mask if (dice(found, mask) or 0.0) > MEANT else found
 
 
-def _with_thin_parts(found: Mask, mask: Mask, spacing: Spacing) -> Mask:
-    """`found` with the parts of `mask` that are too thin for the average, where these hang on it.
+def _odds(mask: Mask, hu: NDArray[Any], spacing: Spacing, look: Appearance, count: float) -> NDArray[np.float64]:
+    """Log-odds [X, Y] of an object that was outlined as `mask`, by its `look`; none so far off that nothing joins."""
+    outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    inside = ndimage.distance_transform_edt(mask, sampling=spacing)
+    deviations = [SMOOTH_MM / mm for mm in spacing]
+    odds = moved(count * look.odds(hu), inside, outside, max(spacing) / 2, PER_MM, deviations)
+    return np.where(outside < AROUND_MM, odds, -LARGEST)
 
-    What is thin throughout stays in any case. Corners and bumps of what is thick are not thin.
+
+def _thin_parts(mask: Mask, spacing: Spacing) -> tuple[Mask, Mask]:
+    """Parts of `mask` that are too thin for the average: those that hang on what is thick, and what is thin throughout.
+
+    Corners and bumps of what is thick are not thin.
     """
     reach = [ceil(SMOOTH_MM / mm) for mm in spacing]
     padded = np.pad(mask, [(pixels, pixels) for pixels in reach])
     thick = _widened(_narrowed(padded, reach), reach)
     thin = touching(padded & ~thick, padded & ~_widened(thick, reach))
     inner = tuple(slice(pixels, -pixels) for pixels in reach)
-    thin_throughout = mask & ~touching(mask, thick[inner])
-    return touching(found | thin[inner], found | thin_throughout)
+    return thin[inner], mask & ~touching(mask, thick[inner])
 
 
 def _widened(mask: Mask, reach: list[int]) -> Mask:

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polycl.appearance import Appearance
 from polycl.components import touching
-from polycl.propagate.contour import appearance_of, contour
+from polycl.propagate.contour import contour
 from polycl.propagate.edges import Edges, Trial, Tried, box_around, choose, inexact, tried
 from polycl.propagate.engine import LARGEST
 from polycl.propagate.features import Scene
 from polycl.propagate.frames import Box, FrameGrid
 from polycl.propagate.guides import Recognised, Say
+from polycl.propagate.manner import Example, Manner, filled
 from polycl.propagate.runs import Mark, beside
 from polycl.propagate.sweep import Found
 
@@ -65,14 +65,15 @@ class Source:
 
     Attributes:
         logits: over the frame.
-        edges, look: how it follows the CT, if it does.
+        edges: how it follows those of the CT, if it does.
+        manner: how the object is outlined on the annotated slices next to it.
         joins: whether pixels may join by their looks.
         share: what a segmenter counts that sees the slice in finer pixels than the network; 0 if none is heard.
     """
 
     logits: torch.Tensor
     edges: Edges | None
-    look: Appearance | None
+    manner: Manner
     joins: bool
     share: float
 
@@ -80,7 +81,7 @@ class Source:
         """Whether the outline is the same, too."""
         return (
             (self.edges, self.joins, self.share) == (other.edges, other.joins, other.share)
-            and self.look is other.look
+            and self.manner is other.manner
             and torch.equal(self.logits, other.logits)
         )
 
@@ -96,7 +97,7 @@ class Outliner:
         self.scene, self._grid = scene, grid
         self._small = FrameGrid(grid.region, scene.engine.size // 4, grid.shape)
         self._tried: dict[tuple[int, Mark], Tried | None] = {}
-        self._looks: dict[tuple[int, tuple[Mark, ...]], Appearance | None] = {}
+        self._manners: dict[tuple[int, tuple[Mark, ...], tuple[Mark, ...]], Manner] = {}
         self._recognised: dict[int, Recognised | None] = {}
         self._made: dict[int, dict[int, tuple[Source, Outline | None]]] = {}
 
@@ -137,7 +138,7 @@ class Outliner:
     def forget(self, label: int) -> None:
         """Drop all that is kept of an object."""
         self._tried = {key: one for key, one in self._tried.items() if key[0] != label}
-        self._looks = {key: one for key, one in self._looks.items() if key[0] != label}
+        self._manners = {key: one for key, one in self._manners.items() if key[0] != label}
         self._recognised.pop(label, None)
         self._made.pop(label, None)
 
@@ -168,7 +169,9 @@ class Outliner:
     ) -> None:
         """Try how outlines follow edges, on annotated slices beside others; what is known of gone ones is dropped."""
         self._tried = {key: one for key, one in self._tried.items() if key[0] != label or key[1] in annotated}
-        self._looks = {key: one for key, one in self._looks.items() if key[0] != label or annotated.keys() >= {*key[1]}}
+        self._manners = {
+            key: one for key, one in self._manners.items() if key[0] != label or annotated.keys() >= {*key[1], *key[2]}
+        }
         if not self.scene.how.edges:
             return
         wanted = dict.fromkeys(mark for z in sorted(found) for mark in _teachers(z, annotated))
@@ -192,21 +195,23 @@ class Outliner:
         return Trial(hu, annotated.mask, lambda logits: (1 - hint.share) * logits + hint.share * hint.odds)
 
     def _source(self, label: int, z: int, found: Found, annotated: Mapping[Mark, Annotated], share: float) -> Source:
-        near = beside(z, annotated)
-        known = [one for mark in _teachers(z, annotated) if (one := self._tried.get((label, mark))) is not None]
+        near, teachers = beside(z, annotated), _teachers(z, annotated)
+        known = [one for mark in teachers if (one := self._tried.get((label, mark))) is not None]
         largest = max((_area(found, mark.z) for mark in near), default=0)
-        look = None if z in {mark.z for mark in near} else self._look(label, near, annotated)
-        return Source(found[z], choose(known), look, _area(found, z) >= TAPERS * largest, share)
+        look_at = () if z in {mark.z for mark in near} else near
+        manner = self._manner(label, look_at, teachers, annotated)
+        return Source(found[z], choose(known), manner, _area(found, z) >= TAPERS * largest, share)
 
-    def _look(self, label: int, near: tuple[Mark, ...], annotated: Mapping[Mark, Annotated]) -> Appearance | None:
-        """What HU tell of an object beside the annotated slices `near`."""
-        if not self.scene.how.appearance:
-            return None
-        if (label, near) not in self._looks:
+    def _manner(
+        self, label: int, near: tuple[Mark, ...], teachers: tuple[Mark, ...], annotated: Mapping[Mark, Annotated]
+    ) -> Manner:
+        """How an object is outlined on the annotated slices `teachers`, that looks as on the slices `near`."""
+        if (key := (label, near, teachers)) not in self._manners:
             volume = self.scene.volume
-            slices = [(volume.voxels[:, :, mark.z], annotated[mark].mask) for mark in near]
-            self._looks[label, near] = appearance_of(slices, volume.spacing[:2])
-        return self._looks[label, near]
+            shown = {mark: Example(volume.voxels[:, :, mark.z], annotated[mark].mask) for mark in (*near, *teachers)}
+            looks, drawn = ([shown[mark] for mark in marks] for marks in (near, teachers))
+            self._manners[key] = Manner.of(looks, drawn, volume.spacing[:2], self.scene.how.appearance)
+        return self._manners[key]
 
     def _restored(self, label: int, sources: Mapping[int, Source]) -> list[tuple[Plane, Plane | None]]:
         """Logits of slices in the plane's own voxels, each with what a segmenter tells beside that, if it is heard."""
@@ -223,9 +228,11 @@ class Outliner:
             plane = _sharpened(plane, finer)
         if source.edges is not None:
             plane = source.edges.follow(plane, hu, volume.spacing[0])
-        if source.look is not None:
-            count = self.scene.how.appearance
-            plane = contour(plane, hu, volume.spacing[:2], source.look, count, joins=source.joins)
+        if (look := source.manner.look) is not None:
+            count, wider = self.scene.how.appearance, source.manner.wider
+            plane = contour(plane, hu, volume.spacing[:2], look, count, joins=source.joins, wider=wider)
+        if source.manner.solid:
+            plane = filled(plane, self.scene.how.fill)
         part = box_around(plane > 0, 0)
         if part is None:
             return None

@@ -58,6 +58,12 @@ class PropagateParameters(Parameters):
         description="how much outlines follow what HU the object and its surroundings have on the annotated slices; "
         "0: not at all",
     )
+    fill: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="share of the object's area on a slice, up to which a hole is filled if annotated ones have none",
+    )
     connected: bool = Field(default=True, description="keep only what is connected to a seed, in 3D")
     ahead: int = Field(default=8, ge=1, le=64, description="slices encoded at a time")
     labels: int = Field(default=32, ge=1, le=255, description="objects at most")
