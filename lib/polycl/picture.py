@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,18 @@ HEIGHT = 360
 """Pixels of the tallest view."""
 ROOM_MM = 20.0
 """Shown around an organ in a view that is cut to it."""
+LEGEND = 24
+"""Pixels of the line below the views."""
+EXTRA, MISSED = 1, 2
+ERRORS = {"found, not in the reference:": EXTRA, "in the reference, not found:": MISSED}
+
+
+class _View(NamedTuple):
+    """HU and label ids of a plane, rows from top, and mm between rows and between columns."""
+
+    hu: NDArray[np.generic]
+    ids: NDArray[np.generic]
+    spacing: tuple[float, float]
 
 
 def draw(image: Volume, labels: Volume, names: Mapping[str, int], path: Path, window: Window) -> None:
@@ -30,26 +43,30 @@ def draw(image: Volume, labels: Volume, names: Mapping[str, int], path: Path, wi
     InputError if the file cannot be written.
     """
     ct, mask = image.canonical(), labels.canonical()
-    centre = _centre(mask)
-    x, y, z = ct.spacing
-    views = [
-        (_radiological(ct.voxels[:, :, centre[2]]), _radiological(mask.voxels[:, :, centre[2]]), (y, x)),
-        (_radiological(ct.voxels[:, centre[1], :]), _radiological(mask.voxels[:, centre[1], :]), (z, x)),
-        (_radiological(ct.voxels[centre[0]]), _radiological(mask.voxels[centre[0]]), (z, y)),
-    ]
-    scale = HEIGHT / max(hu.shape[0] * spacing[0] for hu, _, spacing in views)
-    panels = [_panel(hu, ids, spacing, scale, window) for hu, ids, spacing in views]
-    sheet = Image.new("RGB", (sum(panel.width for panel in panels), HEIGHT + 24))
-    left = 0
-    for panel in panels:
-        sheet.paste(panel, (left, (HEIGHT - panel.height) // 2))
-        left += panel.width
+    views = _views(ct, mask.voxels, _centre(mask.voxels))
+    scale = HEIGHT / max(view.hu.shape[0] * view.spacing[0] for view in views)
+    sheet = _sheet([[_panel(*view, scale, window) for view in views]])
     _legend(sheet, names, {name: labels.millilitres(labels.voxels == index) for name, index in names.items()})
-    try:
-        with replacing(path) as stream:
-            sheet.save(stream, "PNG", optimize=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    _save(sheet, path)
+
+
+def draw_errors(image: Volume, found: Volume, reference: Volume, path: Path, window: Window) -> None:
+    """Write a PNG of axial, coronal and sagittal views through an organ of a reference, and below what is wrong there.
+
+    Above, what was found is outlined; below, what only one of the two has is filled. Labels are to be equal where they
+    mean the same. All are on one grid; InputError if the file cannot be written.
+    """
+    ct, ours, theirs = (volume.canonical() for volume in (image, found, reference))
+    wrong = np.where(ours.voxels == theirs.voxels, 0, np.where(ours.voxels > 0, EXTRA, MISSED)).astype(np.uint8)
+    either = (ours.voxels > 0) | (theirs.voxels > 0)
+    part = tuple(_around(either.any(axis=tuple({0, 1, 2} - {axis})), ROOM_MM / ct.spacing[axis]) for axis in range(3))
+    centre = _centre(theirs.voxels if theirs.voxels.any() else ours.voxels)
+    above, below = (_views(ct, shown, centre, part) for shown in (ours.voxels, wrong))
+    scale = HEIGHT / max(view.hu.shape[0] * view.spacing[0] for view in above)
+    rows = [[_panel(*view, scale, window) for view in above], [_panel(*view, scale, window, 0.9) for view in below]]
+    sheet = _sheet(rows)
+    _legend(sheet, ERRORS, {name: image.millilitres(wrong == index) for name, index in ERRORS.items()})
+    _save(sheet, path)
 
 
 def thumbnail(image: Volume, number: int, side: int, window: Window) -> bytes:
@@ -71,9 +88,23 @@ def thumbnail(image: Volume, number: int, side: int, window: Window) -> bytes:
     return stream.getvalue()
 
 
-def _centre(mask: Volume) -> tuple[int, int, int]:
+def _views(
+    ct: Volume, ids: NDArray[Any], centre: tuple[int, int, int], part: tuple[slice, ...] = (slice(None),) * 3
+) -> list[_View]:
+    """Axial, coronal and sagittal views through a voxel of a canonical volume, cut to `part`."""
+    spacing = ct.spacing
+    views = []
+    for through, down, across in ((2, 1, 0), (1, 2, 0), (0, 2, 1)):
+        plane = tuple(centre[axis] if axis == through else part[axis] for axis in range(3))
+        views.append(
+            _View(_radiological(ct.voxels[plane]), _radiological(ids[plane]), (spacing[down], spacing[across]))
+        )
+    return views
+
+
+def _centre(mask: NDArray[Any]) -> tuple[int, int, int]:
     """A voxel in the middle of what is labelled; of the volume if nothing is."""
-    found = np.argwhere(mask.voxels > 0)
+    found = np.argwhere(mask > 0)
     middle = np.median(found, axis=0) if len(found) else np.array(mask.shape) // 2
     return int(middle[0]), int(middle[1]), int(middle[2])
 
@@ -84,8 +115,14 @@ def _radiological(plane: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def _panel(
-    hu: NDArray[np.generic], ids: NDArray[np.generic], spacing: tuple[float, float], scale: float, window: Window
+    hu: NDArray[np.generic],
+    ids: NDArray[np.generic],
+    spacing: tuple[float, float],
+    scale: float,
+    window: Window,
+    tint: float = 0.18,
 ) -> Image.Image:
+    """A view with what is labelled outlined and filled, the latter by the share `tint`."""
     height, width = (max(1, round(n * mm * scale)) for n, mm in zip(hu.shape, spacing, strict=True))
     grey = np.clip((hu.astype(np.float32) - window.low) / window.width, 0, 1) * 255
     picture = Image.fromarray(grey.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
@@ -95,16 +132,37 @@ def _panel(
         organ = enlarged == index
         rim = organ & ~ndimage.binary_erosion(organ, iterations=2, border_value=1)
         colour = np.array(COLOURS[(int(index) - 1) % len(COLOURS)])
-        colours[organ] = (colours[organ] * 0.82 + colour * 0.18).astype(np.uint8)
+        colours[organ] = (colours[organ] * (1 - tint) + colour * tint).astype(np.uint8)
         colours[rim] = colour
     return Image.fromarray(colours)
 
 
+def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
+    """Panels side by side in rows of `HEIGHT`, with room for a legend below."""
+    width = max(sum(panel.width for panel in row) for row in rows)
+    sheet = Image.new("RGB", (width, HEIGHT * len(rows) + LEGEND))
+    for number, row in enumerate(rows):
+        left = 0
+        for panel in row:
+            sheet.paste(panel, (left, HEIGHT * number + (HEIGHT - panel.height) // 2))
+            left += panel.width
+    return sheet
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    try:
+        with replacing(path) as stream:
+            sheet.save(stream, "PNG", optimize=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
 def _legend(sheet: Image.Image, names: Mapping[str, int], millilitres: Mapping[str, float]) -> None:
     pen, left = ImageDraw.Draw(sheet), 8
+    top = sheet.height - LEGEND + 6
     for name, index in names.items():
         text = f"{name} {millilitres[name]:.0f} ml"
-        pen.text((left, HEIGHT + 6), text, fill=COLOURS[(index - 1) % len(COLOURS)])
+        pen.text((left, top), text, fill=COLOURS[(index - 1) % len(COLOURS)])
         left += int(pen.textlength(text)) + 24
 
 
@@ -124,17 +182,12 @@ def draw_before_after(
     )
     height = (rows.stop - rows.start) * spacing[0]
     panels = [_panel(hu[rows, columns], plane[rows, columns], spacing, HEIGHT / height, window) for plane in planes]
-    sheet = Image.new("RGB", (sum(panel.width for panel in panels), HEIGHT + 24))
+    sheet = _sheet([panels])
     pen, left = ImageDraw.Draw(sheet), 0
     for title, panel in zip(("before", "after", "reference"), panels, strict=True):
-        sheet.paste(panel, (left, 0))
         pen.text((left + 8, HEIGHT + 6), f"{title}, slice {index}", fill=(255, 255, 255))
         left += panel.width
-    try:
-        with replacing(path) as stream:
-            sheet.save(stream, "PNG", optimize=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    _save(sheet, path)
 
 
 def _around(hits: NDArray[np.bool_], margin: float) -> slice:

@@ -130,6 +130,18 @@ def test_evaluate_prints_the_figures(run: Run, tmp_path: Path) -> None:
     assert table.count("1.0000") >= 2 * 8
 
 
+def test_evaluate_draws_what_is_wrong(run: Run, image: Path, tmp_path: Path) -> None:
+    organs, picture = tmp_path / "organs.nii.gz", tmp_path / "errors.png"
+    write_volume(PHANTOM.labels, organs)
+    assert run("evaluate", organs, organs, "--label", "1", "--image", image, "--picture", picture)[0] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    refused(run("evaluate", organs, organs, "--picture", picture), "--image")
+    refused(run("evaluate", organs, organs, "--image", image, "--picture", tmp_path / "errors.jpg"), ".png")
+    shifted = tmp_path / "shifted.nii.gz"
+    write_volume(Volume(PHANTOM.image.voxels, PHANTOM.image.affine + np.diag([0.5, 0, 0, 0])), shifted)
+    refused(run("evaluate", organs, organs, "--image", shifted, "--picture", picture), "grid")
+
+
 def test_evaluate_refuses_what_does_not_match(run: Run, tmp_path: Path) -> None:
     one, other = tmp_path / "one.nii.gz", tmp_path / "other.nii.gz"
     write_volume(PHANTOM.labels, one)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from polycl.errors import InputError
-from polycl.picture import COLOURS, HEIGHT, draw, draw_before_after
+from polycl.picture import COLOURS, EXTRA, HEIGHT, MISSED, draw, draw_before_after, draw_errors
 from polycl.volume import Volume
 from polycl.window import Window
 
@@ -67,3 +67,24 @@ def test_before_after_and_reference_where_they_differ_most(tmp_path: Path) -> No
     assert extents[1] < 0.6 * extents[0]
     with pytest.raises(InputError, match="cannot write"):
         draw_before_after(image, labels, labels, labels, tmp_path / "no" / "p.png", WINDOW)
+
+
+def test_what_is_wrong_is_filled_below_in_three_views(tmp_path: Path) -> None:
+    image, labels = patient()
+    found = labels.voxels.copy()
+    found[12:14], found[10:12, 10:14, 8:11] = 0, 0
+    found[18:20, 10:14, 8:11] = 1
+    draw_errors(image, labels.with_voxels(found), labels, tmp_path / "p.png", WINDOW)
+    rows = np.asarray(Image.open(tmp_path / "p.png"))[: 2 * HEIGHT].astype(int)
+    extra, missed = (
+        np.abs(rows[HEIGHT:] - (0.9 * np.array(COLOURS[kind - 1]) + 12.75)).sum(axis=2) < 20 for kind in (EXTRA, MISSED)
+    )
+    width = rows.shape[1]
+    axial, sagittal = slice(0, width // 3), slice(width - width // 4, width)
+    assert extra.sum() == pytest.approx(missed.sum(), rel=0.3)
+    assert np.flatnonzero(extra[:, axial].any(axis=0)).min() > np.flatnonzero(missed[:, axial].any(axis=0)).max()
+    assert not extra[:, sagittal].any(), "the view runs through the middle, which is right"
+    outlined = np.abs(rows[:HEIGHT] - COLOURS[0]).sum(axis=2) < 30
+    assert outlined[:, sagittal].any()
+    with pytest.raises(InputError, match="cannot write"):
+        draw_errors(image, labels, labels, tmp_path / "no" / "p.png", WINDOW)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polycl.cli import options
 from polycl.errors import InputError
+
+if TYPE_CHECKING:
+    from polycl.volume import Volume
 
 
 def evaluate(
@@ -18,10 +21,18 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A label id, or N=M,M where the reference has several ids for it (1=1,6). May be repeated."),
     ] = None,
+    image: Annotated[Path | None, typer.Option(help="The CT of both, for --picture.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw three views of what was found and of what is wrong, as PNG.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Dice, 95 % Hausdorff distance in mm and surface Dice (2 mm) of each label of one volume."""
     pairs = [parse_label(text) for text in label or ()]
+    if (image is None) != (picture is None):
+        raise InputError("--picture and --image belong together: it is drawn over the CT")
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise InputError(f"{picture} must end in .png")
     from polycl.metrics import compare
     from polycl.volume import read_volume
 
@@ -32,6 +43,8 @@ def evaluate(
         present = {int(i) for i in np.unique(ours.voxels)} | {int(i) for i in np.unique(theirs.voxels)}
         pairs = [(index, (index,)) for index in sorted(present - {0})]
     rows = {str(index): compare(ours, theirs, index, reference_indices=ids).as_dict() for index, ids in pairs}
+    if picture is not None and image is not None:
+        _draw(image, ours, theirs, pairs, picture)
     if as_json:
         options.print_json({"labels": rows})
         return
@@ -42,6 +55,23 @@ def evaluate(
             f"{name:>5}  {figures[0]:>6}  {figures[1]:>8}  {figures[2]:>12}"
             f"  {_figure(row['predicted_ml'], 1):>9}  {_figure(row['reference_ml'], 1):>12}"
         )
+
+
+def _draw(image: Path, ours: Volume, theirs: Volume, pairs: list[tuple[int, tuple[int, ...]]], path: Path) -> None:
+    """Draw what was found of the labels `pairs`, and what is wrong, over the CT at `image`."""
+    import numpy as np
+
+    from polycl.picture import draw_errors
+    from polycl.volume import read_volume
+    from polycl.window import Window
+
+    ct = read_volume(image)
+    ct.require_same_grid(ours, "the prediction")
+    found, reference = np.zeros(ours.shape, np.uint8), np.zeros(ours.shape, np.uint8)
+    for index, ids in pairs:
+        found[ours.voxels == index] = index
+        reference[np.isin(theirs.voxels, ids)] = index
+    draw_errors(ct, ours.with_voxels(found), theirs.with_voxels(reference), path, Window.named("soft-tissue"))
 
 
 def parse_label(text: str) -> tuple[int, tuple[int, ...]]:
