@@ -31,8 +31,7 @@ def evaluate(
     pairs = [parse_label(text) for text in label or ()]
     if (image is None) != (picture is None):
         raise InputError("--picture and --image belong together: it is drawn over the CT")
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise InputError(f"{picture} must end in .png")
+    options.require_png(picture)
     from polycl.metrics import compare
     from polycl.volume import read_volume
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polycl.errors import InputError
+
 if TYPE_CHECKING:
     from polycl.settings import Settings
     from polycl.volume import Volume
@@ -71,6 +73,12 @@ def read_labels(path: Path, volume: Volume, settings: Settings) -> Volume:
     labels = read_volume(path, kind="label", max_voxels=settings.max_voxels)
     volume.require_same_grid(labels, f"{path.name}:")
     return labels
+
+
+def require_png(picture: Path | None) -> None:
+    """InputError for a picture that is not to be a PNG."""
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise InputError(f"{picture} must end in .png")
 
 
 def print_json(value: Any) -> None:

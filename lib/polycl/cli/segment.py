@@ -10,7 +10,7 @@ import typer
 
 from polycl.cli import options
 from polycl.cli import refine as refining
-from polycl.errors import InputError, ModelError, NotFoundError
+from polycl.errors import ModelError, NotFoundError
 
 if TYPE_CHECKING:
     from polycl.catalogue import Catalogue
@@ -41,8 +41,7 @@ def segment(
     how = refining.parameters(None, parameter)
     settings = options.settings(device, precision)
     require_writable(output)
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise InputError(f"{picture} must end in .png")
+    options.require_png(picture)
     clock = [time.perf_counter()]
     volume = options.read_image(image, settings, series, any_values)
     clock.append(time.perf_counter())

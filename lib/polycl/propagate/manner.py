@@ -65,10 +65,8 @@ class Manner:
 def holes(mask: Mask) -> Mask:
     """What a mask [X, Y] encloses; sides count as its border, corners do not."""
     found = np.zeros_like(mask)
-    if (part := box_around(mask, 1)) is not None:
-        components, _ = ndimage.label(~mask[part])
-        rim = np.concatenate([components[[0, -1]].ravel(), components[:, [0, -1]].ravel()])
-        found[part] = ~mask[part] & ~np.isin(components, rim)
+    if (part := box_around(mask, 0)) is not None:
+        found[part] = ndimage.binary_fill_holes(mask[part]) & ~mask[part]
     return found
 
 
