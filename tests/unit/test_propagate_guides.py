@@ -284,7 +284,7 @@ def test_what_is_recognised_anew_counts_in_runs_that_would_have_stayed() -> None
     bright = (cylinder(8, 0, 40) & narrow) | (cylinder(10, 0, 40) & wide)
 
     def session(radius: float) -> Propagation:
-        as_drawn = PropagateParameters(appearance=0.0)
+        as_drawn = PropagateParameters(appearance=0.0, haste=False)
         guides, region = [Known(some=some, other=other)], Region(14, 9, 32, 32)
         made = Propagation(ct(bright), FakeSam2(), parameters=as_drawn, guides=guides, region=region)
         made.put(1, {12: Seed(cylinder(8, 0, 40)[:, :, 12]), 20: Seed(cylinder(radius, 0, 40)[:, :, 20])})

@@ -83,7 +83,7 @@ def test_other_slices_are_outlined_as_wide_as_annotated_ones(monkeypatch: pytest
     image = Volume(np.stack([soft(ORGAN)] * DEPTH, axis=2), np.diag([*SPACING, 3.0, 1.0]))
     wide, scores = disc(17.5), []
     for _ in range(2):
-        session = Propagation(image, FakeSam2(), parameters=PropagateParameters(edges=False))
+        session = Propagation(image, FakeSam2(), parameters=PropagateParameters(edges=False, haste=False))
         session.put(1, {2: Seed(wide)})
         scores.append(dice(session.run().voxels[:, :, 7] == 1, wide) or 0)
         monkeypatch.setattr(module, "wider_by", lambda *_: 0.0)

@@ -32,12 +32,6 @@ LEAST_DICE = 0.7
 WIDER = tuple(np.arange(0, 1.51, 0.25).tolist())
 """Log-odds that are tried on annotated slices."""
 
-TIMES = 2
-"""That a hasty outline is moved."""
-MEANT = 0.93
-"""Dice of an annotation with where it is moved to, over which it stays: good ones seldom have less, and outlines that
-are 3 mm off mostly have, of what tissue tells from its surroundings."""
-
 
 def appearance_of(slices: Iterable[tuple[NDArray[Any], Mask]], spacing: Spacing) -> Appearance | None:
     """What the HU [X, Y] of annotated slices tell of an object, by its masks there; None if there is nothing to tell.
@@ -112,26 +106,6 @@ def wider_by(slices: Iterable[tuple[NDArray[Any], Mask]], spacing: Spacing, look
     gains = np.mean(scores, axis=0)
     best = int(np.argmax(gains))
     return WIDER[best] if gains[best] - gains[0] >= GAIN else 0.0
-
-
-def settled(mask: Mask, hu: NDArray[Any], spacing: Spacing, count: float) -> Mask:
-    """Where an object most likely is on a slice that was annotated as `mask`, both [X, Y]; the annotation may be hasty.
-
-    Its outline is moved by what it itself shows, and again by what it shows then. If it hardly moves it was meant so.
-
-    Args:
-        mask: as annotated.
-        hu: of the same slice.
-        spacing: mm between pixels.
-        count: as `contour` has it.
-    """
-    found = mask
-    for _ in range(TIMES):
-        if (look := appearance_of([(hu, found)], spacing)) is None:
-            return mask
-        logits = np.where(found, LARGEST, -LARGEST).astype(np.float32)
-        found = contour(logits, hu, spacing, look, count) > 0
-    return mask if (dice(found, mask) or 0.0) > MEANT else found
 
 
 def _odds(mask: Mask, hu: NDArray[Any], spacing: Spacing, look: Appearance, count: float) -> NDArray[np.float64]:

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.propagate.compose import blend, bridged, keep_connected, without_regrown
-from polycl.propagate.contour import settled
 from polycl.propagate.ending import Ending, Looks, one_object
 from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
 from polycl.propagate.frames import Box, FrameGrid, Region
 from polycl.propagate.guides import Say
+from polycl.propagate.haste import placed
 from polycl.propagate.outlines import Annotated, Outline, Outliner
 from polycl.propagate.runs import Mark, Run, plan, stretches
 from polycl.propagate.seeds import Seed, union
@@ -165,9 +165,8 @@ class Group:
         """A seed as the network is shown it: a mask may be drawn in haste."""
         if (label, mark) not in self._taken:
             seed, volume = self.seeds[label][mark], self.scene.volume
-            if seed.mask is not None and mark.present and self.scene.how.appearance:
-                hu = volume.voxels[:, :, mark.z]
-                seed = replace(seed, mask=settled(seed.mask, hu, volume.spacing[:2], self.scene.how.appearance))
+            if seed.mask is not None and mark.present and self.scene.how.haste:
+                seed = replace(seed, mask=placed(seed.mask, volume.voxels[:, :, mark.z], volume.spacing[:2]))
             self._taken[label, mark] = seed
         return self._taken[label, mark]
 

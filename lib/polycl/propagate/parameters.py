@@ -48,6 +48,11 @@ class PropagateParameters(Parameters):
     bridge: float = Field(
         default=20.0, ge=0, description="so long a gap between two seeds is filled by what lies on either side; 0: none"
     )
+    haste: bool = Field(
+        default=True,
+        description="an annotation that is too tight, too wide or beside the object all along is followed from where "
+        "the edges are",
+    )
     edges: bool = Field(
         default=True, description="outlines follow the edges of the CT where that helps on the annotated slices"
     )
