@@ -23,7 +23,7 @@ Spacing = tuple[float, float]
 CONTRAST = 150.0
 """HU on each side of the object's median in which edges count."""
 OFFSETS = np.array([side * mm for mm in np.arange(2.0, 4.6, 0.5) for side in (-1, 1)])
-"""Mm by which an outline is widened; less is a manner. What is best at either end is a slope, no edge: it tells nothing."""
+"""Mm by which an outline is widened; less is a manner. What is best at either end is no edge but a slope."""
 SHIFTS = np.array([(x, y) for x in range(-4, 5) for y in range(-4, 5) if 3 < x * x + y * y < 14], dtype=float)
 """Mm along x and y by which it is moved otherwise: who is beside the edge is not too wide as well."""
 PIXELS = 0.6
