@@ -23,6 +23,7 @@ HEIGHT = 360
 ROOM_MM = 20.0
 """Shown around an organ in a view that is cut to it."""
 LEGEND = 24
+GAP = 24
 """Pixels of the line below the views."""
 EXTRA, MISSED = 1, 2
 ERRORS = {"found, not in the reference:": EXTRA, "in the reference, not found:": MISSED}
@@ -45,8 +46,9 @@ def draw(image: Volume, labels: Volume, names: Mapping[str, int], path: Path, wi
     ct, mask = image.canonical(), labels.canonical()
     views = _views(ct, mask.voxels, _centre(mask.voxels))
     scale = HEIGHT / max(view.hu.shape[0] * view.spacing[0] for view in views)
-    sheet = _sheet([[_panel(*view, scale, window) for view in views]])
-    _legend(sheet, names, {name: labels.millilitres(labels.voxels == index) for name, index in names.items()})
+    sizes = {name: labels.millilitres(labels.voxels == index) for name, index in names.items()}
+    sheet = _sheet([[_panel(*view, scale, window) for view in views]], _width(names, sizes))
+    _legend(sheet, names, sizes)
     _save(sheet, path)
 
 
@@ -54,18 +56,23 @@ def draw_errors(image: Volume, found: Volume, reference: Volume, path: Path, win
     """Write a PNG of axial, coronal and sagittal views through an organ of a reference, and below what is wrong there.
 
     Above, what was found is outlined; below, what only one of the two has is filled. Labels are to be equal where they
-    mean the same. All are on one grid; InputError if the file cannot be written.
+    mean the same; a voxel of another label counts as both. All are on one grid; InputError if the file cannot be written.
     """
     ct, ours, theirs = (volume.canonical() for volume in (image, found, reference))
-    wrong = np.where(ours.voxels == theirs.voxels, 0, np.where(ours.voxels > 0, EXTRA, MISSED)).astype(np.uint8)
+    differs = ours.voxels != theirs.voxels
+    wrong = np.where(differs, np.where(ours.voxels > 0, EXTRA, MISSED), 0).astype(np.uint8)
+    sizes = {
+        name: image.millilitres(differs & (by > 0))
+        for name, by in zip(ERRORS, (ours.voxels, theirs.voxels), strict=True)
+    }
     either = (ours.voxels > 0) | (theirs.voxels > 0)
     part = tuple(_around(either.any(axis=tuple({0, 1, 2} - {axis})), ROOM_MM / ct.spacing[axis]) for axis in range(3))
     centre = _centre(theirs.voxels if theirs.voxels.any() else ours.voxels)
     above, below = (_views(ct, shown, centre, part) for shown in (ours.voxels, wrong))
     scale = HEIGHT / max(view.hu.shape[0] * view.spacing[0] for view in above)
     rows = [[_panel(*view, scale, window) for view in above], [_panel(*view, scale, window, 0.9) for view in below]]
-    sheet = _sheet(rows)
-    _legend(sheet, ERRORS, {name: image.millilitres(wrong == index) for name, index in ERRORS.items()})
+    sheet = _sheet(rows, _width(ERRORS, sizes))
+    _legend(sheet, ERRORS, sizes)
     _save(sheet, path)
 
 
@@ -137,9 +144,9 @@ def _panel(
     return Image.fromarray(colours)
 
 
-def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    """Panels side by side in rows of `HEIGHT`, with room for a legend below."""
-    width = max(sum(panel.width for panel in row) for row in rows)
+def _sheet(rows: list[list[Image.Image]], least: int = 0) -> Image.Image:
+    """Panels side by side in rows of `HEIGHT`, `least` pixels wide at least, with room for a legend below."""
+    width = max(least, *(sum(panel.width for panel in row) for row in rows))
     sheet = Image.new("RGB", (width, HEIGHT * len(rows) + LEGEND))
     for number, row in enumerate(rows):
         left = 0
@@ -158,12 +165,20 @@ def _save(sheet: Image.Image, path: Path) -> None:
 
 
 def _legend(sheet: Image.Image, names: Mapping[str, int], millilitres: Mapping[str, float]) -> None:
-    pen, left = ImageDraw.Draw(sheet), 8
-    top = sheet.height - LEGEND + 6
-    for name, index in names.items():
-        text = f"{name} {millilitres[name]:.0f} ml"
-        pen.text((left, top), text, fill=COLOURS[(index - 1) % len(COLOURS)])
-        left += int(pen.textlength(text)) + 24
+    pen, left = ImageDraw.Draw(sheet), GAP // 3
+    for index, text in zip(names.values(), _texts(names, millilitres), strict=True):
+        pen.text((left, sheet.height - LEGEND + 6), text, fill=COLOURS[(index - 1) % len(COLOURS)])
+        left += int(pen.textlength(text)) + GAP
+
+
+def _width(names: Mapping[str, int], millilitres: Mapping[str, float]) -> int:
+    """Pixels that a legend takes."""
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    return sum(int(pen.textlength(text)) + GAP for text in _texts(names, millilitres))
+
+
+def _texts(names: Mapping[str, int], millilitres: Mapping[str, float]) -> list[str]:
+    return [f"{name} {millilitres[name]:.{0 if millilitres[name] >= 10 else 1}f} ml" for name in names]
 
 
 def draw_before_after(

@@ -7,8 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
-from polycl.phantom import liver_mask, make_phantom, write_dicom_series
+from polycl.phantom import LABELS, liver_mask, make_phantom, write_dicom_series
+from polycl.picture import COLOURS, EXTRA, HEIGHT, MISSED
 from polycl.segmenter import Segmenter
 from polycl.volume import Volume, read_volume, write_volume
 
@@ -133,8 +135,27 @@ def test_evaluate_prints_the_figures(run: Run, tmp_path: Path) -> None:
 def test_evaluate_draws_what_is_wrong(run: Run, image: Path, tmp_path: Path) -> None:
     organs, picture = tmp_path / "organs.nii.gz", tmp_path / "errors.png"
     write_volume(PHANTOM.labels, organs)
-    assert run("evaluate", organs, organs, "--label", "1", "--image", image, "--picture", picture)[0] == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    less = tmp_path / "less.nii.gz"
+    voxels = PHANTOM.labels.voxels.copy()
+    voxels[voxels == LABELS["liver"]] = 0
+    write_volume(PHANTOM.labels.with_voxels(voxels), less)
+    liver, spleen = LABELS["liver"], LABELS["spleen"]
+    labels = ["--label", f"{spleen}={spleen},{liver}", "--image", image]
+    missed, extra = np.array(COLOURS[MISSED - 1]), np.array(COLOURS[EXTRA - 1])
+    for found in (less, organs):
+        assert run("evaluate", found, organs, *labels, "--picture", picture)[0] == 0
+        below = np.asarray(Image.open(picture))[HEIGHT : 2 * HEIGHT].astype(int)
+        assert (np.abs(below - missed).sum(axis=2) < 30).any()
+        assert not (np.abs(below - extra).sum(axis=2) < 30).any()
+    assert run("evaluate", organs, organs, "--image", image, "--picture", picture)[0] == 0
+    below = np.asarray(Image.open(picture))[HEIGHT : 2 * HEIGHT].astype(int)
+    assert np.ptp(below, axis=2).max() == 0, "nothing is wrong, so nothing is coloured"
+    twice = ["--label", "1", "--label", "2=1", "--image", image, "--picture", picture]
+    refused(run("evaluate", organs, organs, *twice), "twice")
+    mr = tmp_path / "mr.nii.gz"
+    write_volume(PHANTOM.image.with_voxels(np.clip(PHANTOM.image.voxels // 8 + 128, 0, 255).astype(np.uint8)), mr)
+    refused(run("evaluate", organs, organs, "--image", mr, "--picture", picture), "--any-values")
+    assert run("evaluate", organs, organs, "--image", mr, "--picture", picture, "--any-values")[0] == 0
     refused(run("evaluate", organs, organs, "--picture", picture), "--image")
     refused(run("evaluate", organs, organs, "--image", image, "--picture", tmp_path / "errors.jpg"), ".png")
     shifted = tmp_path / "shifted.nii.gz"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polycl import picture as module
 from polycl.errors import InputError
 from polycl.picture import COLOURS, EXTRA, HEIGHT, MISSED, draw, draw_before_after, draw_errors
 from polycl.volume import Volume
@@ -88,3 +89,30 @@ def test_what_is_wrong_is_filled_below_in_three_views(tmp_path: Path) -> None:
     assert outlined[:, sagittal].any()
     with pytest.raises(InputError, match="cannot write"):
         draw_errors(image, labels, labels, tmp_path / "no" / "p.png", WINDOW)
+
+
+def test_what_is_of_another_label_counts_as_found_and_as_missed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image, labels = patient()
+    found = labels.voxels.copy()
+    found[labels.voxels == 1] = 2
+    found[0, 0, 0] = 1
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr(module, "_legend", lambda sheet, names, sizes: told.append(sizes))
+    draw_errors(image, labels.with_voxels(found), labels, tmp_path / "p.png", WINDOW)
+    organ = float((labels.voxels == 1).sum()) * 0.036
+    assert list(told[0].values()) == pytest.approx([organ + 0.036, organ])
+
+
+def test_a_legend_is_never_cut_off(tmp_path: Path) -> None:
+    """A tube of 2 x 2 voxels is a narrow picture."""
+    shape = (12, 12, 60)
+    found = np.zeros(shape, np.uint8)
+    found[5:7, 5:7] = 1
+    image = Volume(np.zeros(shape, np.int16), np.eye(4))
+    draw_errors(image, image.with_voxels(found), image.with_voxels(found * 0), tmp_path / "p.png", WINDOW)
+    legend = np.asarray(Image.open(tmp_path / "p.png"))[2 * HEIGHT :].max(axis=2)
+    assert np.flatnonzero(legend.any(axis=0))[-1] < legend.shape[1] - 8
+    blue = np.asarray(Image.open(tmp_path / "p.png"))[2 * HEIGHT :].astype(int)
+    assert (np.abs(blue - COLOURS[MISSED - 1]).sum(axis=2) < 60).any(), "the last entry is there"

@@ -13,6 +13,9 @@ from polycl.errors import InputError
 if TYPE_CHECKING:
     from polycl.volume import Volume
 
+Pairs = list[tuple[int, tuple[int, ...]]]
+"""A label's id in the prediction, and its ids in the reference."""
+
 
 def evaluate(
     prediction: Annotated[Path, typer.Argument(help="A label map.")],
@@ -25,6 +28,8 @@ def evaluate(
     picture: Annotated[
         Path | None, typer.Option(help="Also draw three views of what was found and of what is wrong, as PNG.")
     ] = None,
+    series: options.Series = None,
+    any_values: options.AnyValues = False,
     as_json: options.Json = False,
 ) -> None:
     """Dice, 95 % Hausdorff distance in mm and surface Dice (2 mm) of each label of one volume."""
@@ -32,18 +37,24 @@ def evaluate(
     if (image is None) != (picture is None):
         raise InputError("--picture and --image belong together: it is drawn over the CT")
     options.require_png(picture)
+    if picture is not None:
+        _require_apart(pairs)
     from polycl.metrics import compare
+    from polycl.settings import Settings
     from polycl.volume import read_volume
 
     ours, theirs = read_volume(prediction, kind="label"), read_volume(reference, kind="label")
+    ct = None if image is None else options.read_image(image, Settings(), series, any_values)
+    if ct is not None:
+        ct.require_same_grid(ours, "the prediction")
     if not pairs:
         import numpy as np
 
         present = {int(i) for i in np.unique(ours.voxels)} | {int(i) for i in np.unique(theirs.voxels)}
         pairs = [(index, (index,)) for index in sorted(present - {0})]
     rows = {str(index): compare(ours, theirs, index, reference_indices=ids).as_dict() for index, ids in pairs}
-    if picture is not None and image is not None:
-        _draw(image, ours, theirs, pairs, picture)
+    if picture is not None and ct is not None:
+        _draw(ct, ours, theirs, pairs, picture)
     if as_json:
         options.print_json({"labels": rows})
         return
@@ -56,16 +67,20 @@ def evaluate(
         )
 
 
-def _draw(image: Path, ours: Volume, theirs: Volume, pairs: list[tuple[int, tuple[int, ...]]], path: Path) -> None:
-    """Draw what was found of the labels `pairs`, and what is wrong, over the CT at `image`."""
+def _require_apart(pairs: Pairs) -> None:
+    """InputError where labels are not told apart: an id of either map would be two things in one picture."""
+    ours, theirs = [index for index, _ in pairs], [index for _, ids in pairs for index in ids]
+    if len(set(ours)) < len(ours) or len(set(theirs)) < len(theirs):
+        raise InputError("--picture shows each label once; an id comes twice in --label: draw a picture of each")
+
+
+def _draw(ct: Volume, ours: Volume, theirs: Volume, pairs: Pairs, path: Path) -> None:
+    """Draw what was found of the labels `pairs`, and what is wrong, over the CT."""
     import numpy as np
 
     from polycl.picture import draw_errors
-    from polycl.volume import read_volume
     from polycl.window import Window
 
-    ct = read_volume(image)
-    ct.require_same_grid(ours, "the prediction")
     found, reference = np.zeros(ours.shape, np.uint8), np.zeros(ours.shape, np.uint8)
     for index, ids in pairs:
         found[ours.voxels == index] = index
