@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from fake_sam2 import FakeSam2
 from polycl.metrics import dice
+from polycl.propagate import group
 from polycl.propagate import manner as module
 from polycl.propagate.contour import contour
 from polycl.propagate.manner import BARELY, Example, Manner, filled, holes
@@ -113,6 +114,21 @@ def test_what_is_outlined_as_solid_is_so_on_other_slices(hole: bool, fill: float
     assert found[31, 29, 6] == full
     assert found[31, 29, 2]
     assert (dice(found, organ if full else hollow) or 0) > 0.95
+
+
+@pytest.mark.parametrize("solid", [True, False], ids=["opened", "closed"])
+def test_holes_are_those_of_what_was_drawn_not_of_where_it_was_moved_to(
+    solid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = [ORGAN, ORGAN & ~CORE]
+    drawn, moved = masks if solid else masks[::-1]
+    monkeypatch.setattr(group, "placed", lambda *_: moved)
+    image = Volume(np.where((ORGAN & ~CORE)[:, :, None], 150, -100).repeat(DEPTH, 2), np.diag([*SPACING, 3.0, 1.0]))
+    session = Propagation(image, FakeSam2())
+    session.put(1, {2: Seed(drawn)})
+    found = session.run().voxels == 1
+    assert found[31, 29, 6] == solid
+    assert found[31, 29, 2] == solid
 
 
 def test_a_label_within_another_keeps_its_voxels() -> None:

@@ -153,6 +153,7 @@ class Group:
                 self._prompted_plane(label, mark) if seed.mask is None else seed.mask,
                 seed.mask is not None,
                 self._say(label, (mark,)),
+                self.seeds[label][mark].mask,
             )
             for mark, seed in taken.items()
         }

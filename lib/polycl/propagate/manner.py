@@ -25,10 +25,16 @@ BARELY = 0.01
 
 
 class Example(NamedTuple):
-    """HU and mask of an annotated slice, [X, Y]."""
+    """HU and mask of an annotated slice, [X, Y]; and the mask as it was drawn, if that is another, as in haste."""
 
     hu: NDArray[Any]
     mask: Mask
+    drawn: Mask | None = None
+
+    @property
+    def solid(self) -> bool:
+        """Whether it was drawn without holes: moving an outline opens and closes some."""
+        return not holes(self.mask if self.drawn is None else self.drawn).any()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +63,9 @@ class Manner:
             spacing: mm between pixels.
             count: what HU count, as `contour` has it; 0 is nothing.
         """
-        look = appearance_of(near, spacing) if count else None
-        wider = 0.0 if look is None else wider_by(drawn, spacing, look, count)
-        return cls(look, wider, bool(drawn) and not any(holes(one.mask).any() for one in drawn))
+        look = appearance_of([one[:2] for one in near], spacing) if count else None
+        wider = 0.0 if look is None else wider_by([one[:2] for one in drawn], spacing, look, count)
+        return cls(look, wider, bool(drawn) and all(one.solid for one in drawn))
 
 
 def holes(mask: Mask) -> Mask:

@@ -52,11 +52,13 @@ class Annotated(NamedTuple):
         mask: [X, Y], as outlined, or as the network has it by points.
         outlined: whether it is the former.
         say: how a segmenter is heard that knows the object, by this slice.
+        drawn: the outlined mask as it was drawn, be it in haste; None if it is `mask`.
     """
 
     mask: Mask
     outlined: bool
     say: Say | None
+    drawn: Mask | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +210,10 @@ class Outliner:
         """How an object is outlined on the annotated slices `teachers`, that looks as on the slices `near`."""
         if (key := (label, near, teachers)) not in self._manners:
             volume = self.scene.volume
-            shown = {mark: Example(volume.voxels[:, :, mark.z], annotated[mark].mask) for mark in (*near, *teachers)}
+            shown = {
+                mark: Example(volume.voxels[:, :, mark.z], annotated[mark].mask, annotated[mark].drawn)
+                for mark in (*near, *teachers)
+            }
             looks, drawn = ([shown[mark] for mark in marks] for marks in (near, teachers))
             self._manners[key] = Manner.of(looks, drawn, volume.spacing[:2], self.scene.how.appearance)
         return self._manners[key]
