@@ -56,7 +56,8 @@ def draw_errors(image: Volume, found: Volume, reference: Volume, path: Path, win
     """Write a PNG of axial, coronal and sagittal views through an organ of a reference, and below what is wrong there.
 
     Above, what was found is outlined; below, what only one of the two has is filled. Labels are to be equal where they
-    mean the same; a voxel of another label counts as both. All are on one grid; InputError if the file cannot be written.
+    mean the same; a voxel of another label counts as both. All are on one grid;
+    InputError if the file cannot be written.
     """
     ct, ours, theirs = (volume.canonical() for volume in (image, found, reference))
     differs = ours.voxels != theirs.voxels
