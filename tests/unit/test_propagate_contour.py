@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from organ_slice import ORGAN, SHAPE, SPACING, Mask, X, Y, ct, disc
 from scipy import ndimage
 
 from fake_sam2 import FakeSam2
@@ -22,22 +23,6 @@ from polycl.propagate.session import Propagation
 from polycl.volume import Volume
 
 pytestmark = pytest.mark.unit
-
-SHAPE, SPACING = (96, 90), (0.8, 0.9)
-X, Y = np.indices(SHAPE)
-Mask = NDArray[np.bool_]
-
-
-def disc(radius_mm: float, at: tuple[float, float] = (45.0, 46.0)) -> Mask:
-    return np.asarray(np.hypot((X - at[0]) * SPACING[0], (Y - at[1]) * SPACING[1]) < radius_mm)
-
-
-ORGAN = disc(20)
-
-
-def ct(organ: Mask = ORGAN, hu: float = 150.0, *, around: float = 20.0, noise: float = 15.0) -> NDArray[np.float32]:
-    values = np.where(organ, hu, around) + np.random.default_rng(0).normal(0, noise, SHAPE)
-    return values.astype(np.float32)
 
 
 def logits(mask: Mask, sure: float = 6.0) -> NDArray[np.float32]:

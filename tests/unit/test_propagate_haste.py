@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from organ_slice import ORGAN, SHAPE, SPACING, Mask, X, ct, disc
 from scipy import ndimage
 
 from fake_sam2 import FakeSam2
@@ -24,24 +24,8 @@ from polycl.volume import Volume
 
 pytestmark = pytest.mark.unit
 
-SHAPE, SPACING = (96, 90), (0.8, 0.9)
-X, Y = np.indices(SHAPE)
-Mask = NDArray[np.bool_]
-
-
-def disc(radius_mm: float, at: tuple[float, float] = (45.0, 46.0)) -> Mask:
-    return np.asarray(np.hypot((X - at[0]) * SPACING[0], (Y - at[1]) * SPACING[1]) < radius_mm)
-
-
-ORGAN = disc(20)
 HASTY = {"tight": disc(17), "wide": disc(23), "shifted": disc(20, (47.7, 48.4))}
-
-
-def ct(organ: Mask, hu: float = 150.0) -> NDArray[np.int16]:
-    return (np.where(organ, hu, 20) + np.random.default_rng(0).normal(0, 15, SHAPE)).astype(np.int16)
-
-
-VOLUME = Volume(np.repeat(ct(ORGAN)[:, :, None], 9, axis=2), np.diag([*SPACING, 2.0, 1.0]))
+VOLUME = Volume(np.repeat(ct()[:, :, None], 9, axis=2), np.diag([*SPACING, 2.0, 1.0]))
 
 
 def score(found: Mask, mask: Mask) -> float:
