@@ -22,9 +22,8 @@ HEIGHT = 360
 """Pixels of the tallest view."""
 ROOM_MM = 20.0
 """Shown around an organ in a view that is cut to it."""
-LEGEND = 24
-GAP = 24
-"""Pixels of the line below the views."""
+LEGEND, GAP = 24, 24
+"""Pixels of the line below the views, and between what is written there."""
 EXTRA, MISSED = 1, 2
 ERRORS = {"found, not in the reference:": EXTRA, "in the reference, not found:": MISSED}
 

@@ -77,7 +77,7 @@ def frame(mask: Mask) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(logits[None, None], 4)[0, 0]
 
 
-SHOWN = {Mark(8, 1): Annotated(disc(20), True, None)}
+SHOWN = {Mark(8, 1): Annotated(disc(20), disc(20), None)}
 
 
 def areas(made: dict[int, Outline]) -> dict[int, int]:
@@ -114,7 +114,7 @@ def test_who_cancels_is_heard_and_what_was_made_is_kept(counted: Counter[str]) -
 
 
 def test_edges_are_tried_beside_slices_that_are_not_annotated_alone(counted: Counter[str]) -> None:
-    shown = {Mark(z, z): Annotated(disc(20), True, None) for z in range(10)}
+    shown = {Mark(z, z): Annotated(disc(20), disc(20), None) for z in range(10)}
     heard = []
     outliner().outlines(1, {z: frame(disc(19)) for z in range(12)}, shown, {}, lambda: heard.append(counted["tried"]))
     assert counted["tried"] == 1, "the last of them, for the two slices above"
@@ -128,7 +128,7 @@ def test_edges_are_tried_beside_slices_that_are_not_annotated_alone(counted: Cou
 
 def test_a_point_tells_nothing_of_edges_and_hides_nobody_who_does() -> None:
     found = {z: frame(disc(18)) for z in (8, 12, 14)}
-    point = {Mark(12, 2): Annotated(disc(18), False, None)}
+    point = {Mark(12, 2): Annotated(disc(18), None, None)}
     plain = outliner(appearance=0.0, edges=False).outlines(1, found, SHOWN | point, {}, lambda: None)
     alone = outliner(appearance=0.0).outlines(1, found, SHOWN, {}, lambda: None)
     both = outliner(appearance=0.0).outlines(1, found, SHOWN | point, {}, lambda: None)
@@ -187,8 +187,8 @@ FOUND = {8: frame(disc(20)), 10: frame(disc(17)), 12: frame(disc(17))}
     [
         (FOUND | {10: frame(disc(16))}, SHOWN, {}),
         (FOUND | {8: frame(disc(28))}, SHOWN, {}),
-        (FOUND, SHOWN | {Mark(12, 2): Annotated(disc(25), False, None)}, {}),
-        (FOUND, {Mark(8, 2): Annotated(disc(26), True, None)}, {}),
+        (FOUND, SHOWN | {Mark(12, 2): Annotated(disc(25), None, None)}, {}),
+        (FOUND, {Mark(8, 2): Annotated(disc(26), disc(26), None)}, {}),
         (FOUND, SHOWN, {10: 0.7}),
     ],
     ids=["found", "joins", "another slice", "redrawn", "a segmenter's share"],
@@ -203,7 +203,7 @@ def test_what_changes_an_outline_has_it_made_again(found: Any, shown: Any, share
 
 
 def test_other_edges_have_it_made_again() -> None:
-    redrawn = {Mark(8, 2): Annotated(disc(12), True, None)}
+    redrawn = {Mark(8, 2): Annotated(disc(12), disc(12), None)}
     kept = outliner(appearance=0.0)
     before = plane(kept.outlines(1, FOUND, SHOWN, {}, lambda: None), 10)
     expected = plane(outliner(appearance=0.0).outlines(1, FOUND, redrawn, {}, lambda: None), 10)
@@ -230,7 +230,7 @@ def test_what_another_segmenter_tells_has_it_made_again() -> None:
 
 
 def test_edges_are_followed_as_the_annotated_slices_next_to_it_tell() -> None:
-    shown = {Mark(4, 1): Annotated(disc(20), True, None), Mark(12, 2): Annotated(disc(12), True, None)}
+    shown = {Mark(4, 1): Annotated(disc(20), disc(20), None), Mark(12, 2): Annotated(disc(12), disc(12), None)}
     found = {z: frame(disc(18)) for z in (3, 4, 12, 13)}
     both = outliner(appearance=0.0).outlines(1, found, shown, {}, lambda: None)
     for z, mark in ((3, Mark(4, 1)), (13, Mark(12, 2))):

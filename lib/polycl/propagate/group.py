@@ -151,9 +151,8 @@ class Group:
         return {
             mark: Annotated(
                 self._prompted_plane(label, mark) if seed.mask is None else seed.mask,
-                seed.mask is not None,
-                self._say(label, (mark,)),
                 self.seeds[label][mark].mask,
+                self._say(label, (mark,)),
             )
             for mark, seed in taken.items()
         }

@@ -22,9 +22,10 @@ Floats = NDArray[np.float64]
 Spacing = tuple[float, float]
 CONTRAST = 150.0
 """HU on each side of the object's median in which edges count."""
-OFFSETS = np.array([side * mm for mm in np.arange(2.0, 4.6, 0.5) for side in (-1, 1)])
-"""Mm by which an outline is widened; less is a manner. What is best at either end is no edge but a slope."""
-SHIFTS = np.array([(x, y) for x in range(-4, 5) for y in range(-4, 5) if 3 < x * x + y * y < 14], dtype=float)
+FAR_MM = 4.5
+OFFSETS = np.array([side * mm for mm in np.arange(2.0, FAR_MM + 0.1, 0.5) for side in (-1, 1)])
+"""Mm by which an outline is widened; less is a manner. What is best at `FAR_MM` is no edge but a slope."""
+SHIFTS = np.array([(x, y) for x in range(-3, 4) for y in range(-3, 4) if 3 < x * x + y * y < 14], dtype=float)
 """Mm along x and y by which it is moved otherwise: who is beside the edge is not too wide as well."""
 PIXELS = 0.6
 """That each of these has at least."""
@@ -42,8 +43,6 @@ SAME = 0.6
 """Least Dice with what was drawn."""
 BIN = 10.0
 """HU of each bin of histograms."""
-MARGIN_MM = 9.0
-"""Around what was drawn that is looked at."""
 RARE = 0.002
 """Share that each bin has beside what is counted."""
 
@@ -56,11 +55,14 @@ def placed(mask: Mask, hu: NDArray[Any], spacing: Spacing) -> Mask:
         hu: of the same slice.
         spacing: mm between pixels.
     """
-    part = box_around(mask, ceil(MARGIN_MM / min(spacing)))
-    if part is None or mask[part].all() or min(mask[part].shape) < 2 or not np.isfinite(hu[part][mask[part]]).any():
+    part = box_around(mask, ceil(2 * FAR_MM / min(spacing)))
+    if part is None:
         return mask
     drawn, values = mask[part], hu[part].astype(np.float64)
-    median = float(np.nanmedian(np.where(np.isfinite(values), values, np.nan)[drawn]))
+    known = values[drawn & np.isfinite(values)]
+    if not len(known) or drawn.all() or min(drawn.shape) < 2:
+        return mask
+    median = float(np.median(known))
     seen = np.clip(np.nan_to_num(values, nan=median), median - CONTRAST, median + CONTRAST)
     depth = _depth(drawn, spacing)
     points, outward = _outline(depth, spacing)
@@ -70,12 +72,14 @@ def placed(mask: Mask, hu: NDArray[Any], spacing: Spacing) -> Mask:
     strength = _edges(seen, points, outward, widths, moves, spacing)
     as_drawn = strength[0]
     best = int(np.argmax(strength - COST * as_drawn * (np.abs(widths) + np.hypot(*moves.T))))
-    if strength[best] < STRONGER * as_drawn or abs(widths[best]) == OFFSETS[-1]:
+    if strength[best] < STRONGER * as_drawn or abs(widths[best]) == FAR_MM:
         return mask
     moved = ndimage.shift(depth, moves[best] / spacing, order=1, mode="nearest") + widths[best] > 0
-    if (dice(moved, drawn) or 0.0) < SAME or strength[best] < np.clip(CLEAR * seen[drawn & moved].std(), *STRONG):
-        return mask
-    if _alike(seen, drawn, moved, spacing) < ALIKE:
+    if (
+        (dice(moved, drawn) or 0.0) < SAME
+        or strength[best] < np.clip(CLEAR * seen[drawn & moved].std(), *STRONG)
+        or _alike(seen, drawn, moved, spacing) < ALIKE
+    ):
         return mask
     found = mask.copy()
     found[part] = moved

@@ -49,16 +49,14 @@ class Annotated(NamedTuple):
     """A slice that shows the object by a seed.
 
     Attributes:
-        mask: [X, Y], as outlined, or as the network has it by points.
-        outlined: whether it is the former.
+        mask: [X, Y], where the object is by an outline, which may be hasty, or as the network has it by points.
+        drawn: that outline, as it was drawn; None for points.
         say: how a segmenter is heard that knows the object, by this slice.
-        drawn: the outlined mask as it was drawn, be it in haste; None if it is `mask`.
     """
 
     mask: Mask
-    outlined: bool
+    drawn: Mask | None
     say: Say | None
-    drawn: Mask | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +272,7 @@ def paint(objects: Iterable[tuple[int, Mapping[int, Outline]]], out: NDArray[np.
 
 def _teachers(z: int, annotated: Mapping[Mark, Annotated]) -> tuple[Mark, ...]:
     """The outlined slices that tell how slice `z` follows edges: the next ones to it. None for one that is outlined."""
-    outlined = [mark for mark, one in annotated.items() if one.outlined]
+    outlined = [mark for mark, one in annotated.items() if one.drawn is not None]
     near: tuple[Mark, ...] = () if z in {mark.z for mark in outlined} else beside(z, outlined)
     return near
 
