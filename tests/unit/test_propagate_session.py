@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fake_sam2 import FakeSam2
+from fake_sam2 import BRIGHT, FakeSam2
 from polycl.errors import InputError
-from polycl.propagate.engine import Features, Recall, Tracked
+from polycl.propagate.engine import Features, FramePrompt, Recall, Tracked
 from polycl.propagate.parameters import PropagateParameters
 from polycl.propagate.seeds import Seed, from_labels, with_ends
 from polycl.propagate.session import Cancelled, Propagation
@@ -46,6 +46,13 @@ BODY = cylinder(30, 25, 8, 10, 30)
 @pytest.fixture
 def engine() -> FakeSam2:
     return FakeSam2()
+
+
+class Generous(FakeSam2):
+    """Takes all that is bright for what is outlined."""
+
+    def prompt(self, features: Features, prompts: Sequence[FramePrompt]) -> list[Tracked]:
+        return [self._tracked(features.top[0] > BRIGHT) for _ in prompts]
 
 
 class Told(FakeSam2):
@@ -292,6 +299,15 @@ class TestSeveralObjects:
         found = session.run().voxels
         assert np.array_equal(found[:, :, 15] == 1, BODY[:, :, 15])
         assert np.array_equal(found[:, :, 24] == 2, BODY[:, :, 24])
+
+    def test_what_the_network_sees_beyond_an_outline_is_left_to_others(self) -> None:
+        """It takes the half that is outlined as 1 for all of the bright thing; 2 is that thing on the other slices."""
+        half = BODY & (X < 30)
+        session = Propagation(ct(BODY), Generous(), parameters=PropagateParameters(haste=False))
+        session.put_found(from_labels(labels({1: (half, 15), 2: (BODY, 24)})))
+        found = session.run().voxels[:, :, 15]
+        assert np.array_equal(found == 1, half[:, :, 15])
+        assert (found[(BODY & ~half)[:, :, 15]] == 2).mean() > 0.9
 
     def test_far_apart_objects_have_regions_of_their_own(self, engine: FakeSam2) -> None:
         """So that each is seen at its own scale; near ones share one, and its features."""

@@ -227,13 +227,12 @@ class Propagation:
     def _result(self, check: Callable[[], None]) -> Volume:
         result = self.volume.with_voxels(np.zeros(self.volume.shape, dtype=np.uint8))
         out = result.canonical().voxels
-        paint([one for group in self._groups for one in group.outlines(check).items()], out)
+        given = {(label, z): seed.mask for label, z, seed in self._seeds() if seed.mask is not None}
+        found = [one for group in self._groups for one in group.outlines(check).items()]
+        paint([(label, {z: one for z, one in made.items() if (label, z) not in given}) for label, made in found], out)
         if self._roi is not None:
             _clear_outside(out, self._roi)
-        masks = [(label, z, seed.mask) for label, z, seed in self._seeds() if seed.mask is not None]
-        for label, z, _ in masks:
-            out[:, :, z][out[:, :, z] == label] = 0
-        for label, z, mask in masks:
+        for (label, z), mask in given.items():
             out[:, :, z][mask] = label
         for label, painted in self._painted.items():
             out[painted] = label
