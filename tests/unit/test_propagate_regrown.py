@@ -28,18 +28,35 @@ def found(areas: dict[int, int]) -> dict[int, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "kept"),
-    [(6, 6, range(3, 9)), (None, 6, range(9)), (6, None, range(3, 12)), (None, None, range(12)), (1, 10, range(12))],
+    ("first", "last", "steps", "kept"),
+    [
+        (6, 6, (-1, 1), range(3, 9)),
+        (6, 6, (1,), range(9)),
+        (6, 6, (-1,), range(3, 12)),
+        (6, 6, (), range(12)),
+        (1, 10, (-1, 1), range(12)),
+    ],
 )
-def test_what_grows_again_is_left_out_beyond_annotated_slices(first: int | None, last: int | None, kept: range) -> None:
+def test_what_grows_again_is_left_out_beyond_annotated_slices(
+    first: int, last: int, steps: tuple[int, ...], kept: range
+) -> None:
     """From where it was smallest on; slice 9 alone would be too little larger to tell."""
-    assert sorted(without_regrown(found(HOURGLASS), first, last)) == list(kept)
+    assert sorted(without_regrown(found(HOURGLASS), first, last, steps)) == list(kept)
+
+
+@pytest.mark.parametrize("here", [5, 8])
+def test_what_is_found_on_the_other_side_counts_for_nothing(here: int) -> None:
+    """An object that is much larger above where it was annotated; below it gets smaller by half, and grows again."""
+    areas = {1: 40, 2: 9, 3: 12} | dict.fromkeys(range(4, 9), 20) | {9: 140, 10: 140}
+    less = {z: area for z, area in areas.items() if z < 9}
+    kept = [sorted(z for z in without_regrown(found(one), here, here) if z < 9) for one in (areas, less)]
+    assert kept[0] == kept[1] == list(range(1, 9))
 
 
 @pytest.mark.parametrize(
     "areas",
     [
-        {0: 12, 1: 30, 2: 100, 3: 30, 4: 12, 5: 40},  # never below a tenth
+        {0: 16, 1: 30, 2: 100, 3: 30, 4: 16, 5: 40},  # never small enough
         {0: 3, 1: 6, 2: 9, 3: 60, 4: 100},  # shrinks and shrinks
         {0: 40, 1: 0, 2: 100},  # a gap is for others to judge
         {0: 4, 1: 3, 2: 8, 3: 60, 4: 100, 5: 20},  # an end of it was annotated

@@ -15,7 +15,7 @@ from polycl.propagate.engine import LARGEST
 from polycl.propagate.runs import Run
 from polycl.propagate.sweep import Found
 
-TAPERED, REGROWN = 0.1, 1.5
+TAPERED, REGROWN = 0.15, 1.5
 """A mask of under this share of the largest area before has all but ended; so many times that is something else."""
 
 
@@ -85,17 +85,17 @@ def keep_connected(found: Found, seeds: Collection[int], reach: int) -> Found:
     return result
 
 
-def without_regrown(found: Found, first: int | None, last: int | None) -> Found:
+def without_regrown(found: Found, first: int, last: int, steps: Collection[int] = (-1, 1)) -> Found:
     """`found` without what grows again where the object had all but ended: that is something which it touches.
 
-    Looked for below the slice `first` and above `last`, the outermost that are annotated; None: not in that direction.
+    Looked for below the slice `first` (step -1) and above `last` (1), the outermost that are annotated, if `steps` has
+    it. What is found on the other side counts for nothing, so an annotation there changes nothing here.
     """
     areas, kept = {z: int((logits > 0).sum()) for z, logits in found.items()}, dict(found)
-    for start, step in ((first, -1), (last, 1)):
-        if start is None:
-            continue
-        largest = max((area for z, area in areas.items() if (z - start) * step <= 0), default=0)
-        least, ended = largest, None
+    between = max((areas.get(z, 0) for z in range(first, last + 1)), default=0)
+    for step in steps:
+        largest, least, ended = between, between, None
+        start = first if step < 0 else last
         for z in itertools.takewhile(lambda z: areas.get(z, 0) > 0, itertools.count(start + step, step)):
             largest = max(largest, areas[z])
             if areas[z] <= min(least, TAPERED * largest):

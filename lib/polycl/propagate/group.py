@@ -19,7 +19,7 @@ from polycl.propagate.haste import placed
 from polycl.propagate.outlines import Annotated, Outline, Outliner
 from polycl.propagate.runs import Mark, Run, plan, stretches
 from polycl.propagate.seeds import Seed, union
-from polycl.propagate.sweep import Lane, Outcome, Sweep
+from polycl.propagate.sweep import Found, Lane, Outcome, Sweep
 from polycl.propagate.tissue import Tissue
 
 APART = 2.0
@@ -122,7 +122,7 @@ class Group:
             found |= {mark.z: self._prompted[label, mark].logits.cpu() for mark in seeds if mark.present}
             if self.scene.how.connected:
                 found = keep_connected(found, [mark.z for mark in seeds if mark.present], self._reach)
-            found = without_regrown(found, *self._open_ends(label))
+            found = self._without_regrown(label, found)
             longest = int(self.scene.how.bridge / self.scene.volume.spacing[2])
             found = bridged(found, stretches(seeds), longest, self.scene.how.overlap)
             as_given = {mark.z for mark, seed in seeds.items() if seed.mask is not None}
@@ -136,14 +136,15 @@ class Group:
             made[label] = self._outliner.outlines(label, found, self._annotated(label), shares, check)
         return made
 
-    def _open_ends(self, label: int) -> tuple[int | None, int | None]:
-        """The outermost slices that show a label by its seeds; None to a side on which it is said where it ends."""
+    def _without_regrown(self, label: int, found: Found) -> Found:
+        """`found` without what grows again on a side to which it is not said where the object ends."""
         seeds = self.seeds[label]
         there, ends = [mark.z for mark in seeds if mark.present], [mark.z for mark in seeds if mark.is_end]
-        first, last = min(there, default=None), max(there, default=None)
-        if first is None or last is None:
-            return None, None
-        return None if min(ends, default=first) < first else first, None if max(ends, default=last) > last else last
+        if not there:
+            return found
+        first, last = min(there), max(there)
+        is_open = {-1: min(ends, default=first) >= first, 1: max(ends, default=last) <= last}
+        return without_regrown(found, first, last, [step for step, free in is_open.items() if free])
 
     def _annotated(self, label: int) -> dict[Mark, Annotated]:
         """Slices that show the object by a seed: as outlined, or as the network has them by points."""
