@@ -47,9 +47,43 @@ def manner(drawn: Mask) -> Manner:
     return Manner.of(examples, examples, SPACING, 1.0)
 
 
+HOLES = """
+ .......  .......  ....##.  ##.....
+ .#####.  .##.##.  ...#o#.  #o#....
+ .#ooo#.  .#...#.  ..#oo#.  .##.##.
+ .#o#o#.  .#####.  .#oo#..  ...#oo#
+ .#ooo#.  .......  .###...  ..#oo#.
+ .#####.  .......  .......  ...##..
+"""
+"""What is enclosed (o) by masks (#): by a ring about an island, by one with a gap, by one of corners, by two."""
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_holes_are_what_a_mask_encloses(number: int) -> None:
+    drawn = np.array([[*line.split()[number]] for line in HOLES.split("\n")[1:-1]])
+    np.testing.assert_array_equal(holes(drawn == "#"), drawn == "o")
+    np.testing.assert_array_equal(holes((drawn == "#").T), (drawn == "o").T)
+
+
 @given(arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
-def test_holes_are_what_a_mask_encloses(mask: Mask) -> None:
-    np.testing.assert_array_equal(holes(mask), ndimage.binary_fill_holes(mask) & ~mask)
+def test_a_hole_never_reaches_the_side_of_a_slice_nor_what_is_outside_of_it(mask: Mask) -> None:
+    found = holes(mask)
+    assert not (found & mask).any()
+    assert not found[[0, -1]].any()
+    assert not found[:, [0, -1]].any()
+    outside = ~(mask | found)
+    for one, other in ((outside, found), (outside.T, found.T)):
+        assert not (one[1:] & other[:-1]).any()
+        assert not (one[:-1] & other[1:]).any()
+    assert not holes(mask | found).any()
+
+
+def test_a_speck_that_a_brush_left_out_is_no_hole() -> None:
+    speck, few = ORGAN.copy(), ORGAN.copy()
+    speck[31, 29] = False
+    few[20:40, 28] = False
+    told = [Example(soft(ORGAN), one).solid for one in (ORGAN, speck, few)]
+    assert told == [True, True, False]
 
 
 def test_small_holes_are_filled_and_give_way_to_all_else() -> None:
