@@ -43,7 +43,7 @@ def compare(
 
     Raises InputError if the two are not on one grid.
     """
-    reference.require_same_grid(predicted, "the prediction")
+    reference.require_same_grid(predicted, "the prediction", own="reference")
     ours = predicted.voxels == index
     theirs = np.isin(reference.voxels, reference_indices or (index,))
     volumes = (reference.millilitres(ours), reference.millilitres(theirs))

@@ -163,11 +163,21 @@ def test_evaluate_draws_what_is_wrong(run: Run, image: Path, tmp_path: Path) -> 
     refused(run("evaluate", organs, organs, "--image", shifted, "--picture", picture), "grid")
 
 
+def test_figures_are_told_also_where_the_picture_cannot_be_written(run: Run, image: Path, tmp_path: Path) -> None:
+    organs = tmp_path / "organs.nii.gz"
+    write_volume(PHANTOM.labels, organs)
+    (tmp_path / "taken.png").mkdir()
+    answer = run("evaluate", organs, organs, "--image", image, "--picture", tmp_path / "taken.png")
+    assert answer[1].count("1.0000") >= 2 * 8
+    assert answer[0] == 1
+    assert "taken.png" in answer[2]
+
+
 def test_evaluate_refuses_what_does_not_match(run: Run, tmp_path: Path) -> None:
     one, other = tmp_path / "one.nii.gz", tmp_path / "other.nii.gz"
     write_volume(PHANTOM.labels, one)
     write_volume(Volume(PHANTOM.labels.voxels, PHANTOM.labels.affine + np.diag([0.5, 0, 0, 0])), other)
-    refused(run("evaluate", one, other), "grid")
+    refused(run("evaluate", one, other), "grid of the reference")
     refused(run("evaluate", one, one, "--label", "liver"), "liver")
 
 

@@ -53,11 +53,16 @@ def evaluate(
         present = {int(i) for i in np.unique(ours.voxels)} | {int(i) for i in np.unique(theirs.voxels)}
         pairs = [(index, (index,)) for index in sorted(present - {0})]
     rows = {str(index): compare(ours, theirs, index, reference_indices=ids).as_dict() for index, ids in pairs}
-    if picture is not None and ct is not None:
-        _draw(ct, ours, theirs, pairs, picture)
     if as_json:
         options.print_json({"labels": rows})
-        return
+    else:
+        _print_table(rows)
+    if picture is not None and ct is not None:
+        _draw(ct, ours, theirs, pairs, picture)
+
+
+def _print_table(rows: dict[str, dict[str, float | None]]) -> None:
+    """Figures of labels, a line each."""
     typer.echo(f"{'label':>5}  {'Dice':>6}  {'HD95 mm':>8}  {'surface Dice':>12}  {'ml':>9}  {'reference ml':>12}")
     for name, row in rows.items():
         figures = [_figure(row[key], digits) for key, digits in (("dice", 4), ("hd95_mm", 2), ("surface_dice", 4))]

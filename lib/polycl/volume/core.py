@@ -94,7 +94,9 @@ class Volume:
         apart = corners @ (self.affine - other.affine).T[:, :3]
         return bool(np.linalg.norm(apart, axis=1).max() <= tolerance)
 
-    def require_same_grid(self, other: "Volume", what: str, tolerance: float = SAME_GRID_MM) -> None:
-        """InputError unless `other` ("the label") is on this grid."""
+    def require_same_grid(
+        self, other: "Volume", what: str, tolerance: float = SAME_GRID_MM, own: str = "image"
+    ) -> None:
+        """InputError unless `other` ("the label") is on this grid, the `own` one."""
         if not self.same_grid(other, tolerance):
-            raise InputError(f"{what} is not on the grid of the image: {other} against {self}")
+            raise InputError(f"{what} is not on the grid of the {own}: {other} against {self}")
