@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from polycl.dataset import Case, find_cases
+from polycl.inexact import shifted, tighter, wider
 from polycl.metrics import dice
 from polycl.propagate.haste import placed
 from polycl.settings import Settings
@@ -39,9 +39,9 @@ SHARES = (0.25, 0.5, 0.75)
 LEAST_PIXELS, LEAST_MM2 = 25, 150.0
 KINDS: dict[str, Callable[[Mask, Spacing], Mask]] = {
     "as it is": lambda mask, spacing: mask,
-    "too tight": lambda mask, spacing: ndimage.distance_transform_edt(mask, spacing) > OFF_MM,
-    "too wide": lambda mask, spacing: ndimage.distance_transform_edt(~mask, spacing) <= OFF_MM,
-    "beside it": lambda mask, spacing: np.roll(mask, [round(OFF_MM / mm / 2**0.5) for mm in spacing], axis=(0, 1)),
+    "too tight": lambda mask, spacing: tighter(mask, spacing, OFF_MM),
+    "too wide": lambda mask, spacing: wider(mask, spacing, OFF_MM),
+    "beside it": lambda mask, spacing: shifted(mask, spacing, OFF_MM, np.pi / 4),
 }
 
 

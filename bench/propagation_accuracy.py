@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from polycl.catalogue import Catalogue
 from polycl.corrector.loading import load_correctors
 from polycl.dataset import find_cases
 from polycl.errors import ModelError
+from polycl.inexact import shifted, tighter, wider
 from polycl.metrics import dice
 from polycl.propagate.engine import VideoEngine
 from polycl.propagate.guides import Guide, SegmenterGuide
@@ -201,8 +201,7 @@ def _dice(found: Mask, reference: Mask) -> float:
 
 
 def _shaken(mask: Mask, spacing: tuple[float, float, float]) -> list[Mask]:
-    """The mask made smaller and larger by `SHAKE_MM`, and moved by that to one side and to the back."""
-    inside = ndimage.distance_transform_edt(mask, spacing[:2]) > SHAKE_MM
-    outside = ndimage.distance_transform_edt(~mask, spacing[:2]) <= SHAKE_MM
-    moved = np.roll(mask, [round(SHAKE_MM / mm / 2**0.5) for mm in spacing[:2]], axis=(0, 1))
-    return [one for one in (inside, outside, moved) if one.any()]
+    """The mask made smaller and larger by `SHAKE_MM`, and moved by that aslant; without what nothing is left of."""
+    plane = spacing[:2]
+    seeds = tighter(mask, plane, SHAKE_MM), wider(mask, plane, SHAKE_MM), shifted(mask, plane, SHAKE_MM, np.pi / 4)
+    return [one for one in seeds if one.any()]

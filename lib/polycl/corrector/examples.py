@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from monai.transforms import (
     RandShiftIntensityd,
 )
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch.utils.data import Dataset
 
 from polycl.corrector.grids import annotated_at, resampled, seen_through, shape_at
@@ -25,6 +23,7 @@ from polycl.corrector.header import CorrectorHeader
 from polycl.corrector.network import MOST
 from polycl.dataset import Case, Target
 from polycl.errors import InputError
+from polycl.inexact import shifted, tighter, wider
 from polycl.odds import unpacked
 from polycl.segmenter import Segmenter
 from polycl.volume import Volume
@@ -174,14 +173,11 @@ def annotated(mask: Mask, spacing: tuple[float, float, float], random: np.random
 
 def _shaken(mask: Mask, spacing: Sequence[float], random: np.random.Generator) -> Mask:
     """The mask [X, Y] smaller, larger or moved, by up to `SHAKE_MM`; as it is if nothing would be left."""
-    way, mm = random.integers(3), random.uniform(0, SHAKE_MM)
-    sampling: Any = spacing[:2]
+    way, mm, plane = random.integers(3), random.uniform(0, SHAKE_MM), spacing[:2]
     if way == 0:
-        found = ndimage.distance_transform_edt(mask, sampling) > mm
+        found = tighter(mask, plane, mm)
     elif way == 1:
-        found = ndimage.distance_transform_edt(~mask, sampling) <= mm
+        found = wider(mask, plane, mm)
     else:
-        angle = random.uniform(0, 2 * np.pi)
-        shift = mm * np.array([np.cos(angle), np.sin(angle)]) / sampling
-        found = ndimage.shift(mask.astype(np.float32), shift, order=1) > 0.5
-    return np.asarray(found, dtype=bool) if found.any() else mask
+        found = shifted(mask, plane, mm, random.uniform(0, 2 * np.pi))
+    return found if found.any() else mask
