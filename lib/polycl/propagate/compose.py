@@ -15,7 +15,7 @@ from polycl.propagate.engine import LARGEST
 from polycl.propagate.runs import Run
 from polycl.propagate.sweep import Found
 
-TAPERED, REGROWN = 0.15, 1.5
+TAPERED, REGROWN = 0.2, 1.5
 """A mask of under this share of the largest area before has all but ended; so many times that is something else."""
 
 
