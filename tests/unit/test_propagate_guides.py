@@ -102,6 +102,20 @@ def test_tissue_is_heard_beside_who_knows_the_object(around: int, kinds: list[ty
     assert surest == SUREST if around < 0 else surest > 6
 
 
+@pytest.mark.parametrize("gap", [0, 5])
+def test_who_finds_it_in_one_piece_tells_that_seeds_far_apart_are_of_one_object(gap: int) -> None:
+    """They are its ends, 9 diameters apart; without that they might be two of a kind."""
+    thin, engine = cylinder(3, 5, 36), FakeSam2()
+    session = Propagation(ct(thin), engine, guides=[Known(organ=thin & ((Z < 18) | (18 + gap <= Z)))])
+    session.put(1, {z: Seed(thin[:, :, z]) for z in (6, 34)})
+    session.run()
+    recalls = [recall for step in engine.steps for recall in step]
+    between = [recall.there for recall in recalls if [slot for slot, _ in recall.spatial].count(0) == 2]
+    assert session.recognised
+    assert between
+    assert set(between) == {gap == 0}
+
+
 def test_nobody_is_believed_who_finds_something_else() -> None:
     other = Known(bone=cylinder(3, 0, 40), fat=~COLUMN)
     session = Propagation(ct(COLUMN), FakeSam2(), guides=[other])

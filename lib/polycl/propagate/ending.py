@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,6 +134,14 @@ def one_object(one: NDArray[np.bool_], other: NDArray[np.bool_], overlap: float,
     near = ndimage.binary_dilation(other, iterations=reach) if reach else other
     shared = int((one & near).sum())
     return shared > 0 and shared >= overlap * min(int(one.sum()), int(other.sum()))
+
+
+def in_one_piece(masks: Sequence[NDArray[np.bool_]], first: NDArray[np.bool_], last: NDArray[np.bool_]) -> bool:
+    """Whether neighbouring slices [s, s] show one piece that lies in `first` on the first and in `last` on the last."""
+    if not masks:
+        return False
+    pieces, _ = ndimage.label(np.stack(masks))
+    return bool(np.intersect1d(pieces[0][first], pieces[-1][last]).any())
 
 
 def _agree(mask: NDArray[np.bool_], known: NDArray[np.bool_] | None) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polycl.propagate.compose import blend, bridged, keep_connected, without_regrown
-from polycl.propagate.ending import Ending, Looks, one_object
+from polycl.propagate.ending import Ending, Looks, in_one_piece, one_object
 from polycl.propagate.engine import LARGEST, FramePrompt, Tracked
 from polycl.propagate.features import Scene, SliceFeatures
 from polycl.propagate.frames import Box, FrameGrid, Region
@@ -225,14 +225,18 @@ class Group:
         )
 
     def _is_between(self, run: Run) -> bool:
-        """Whether a run goes to another seed that lies on its own, not far away: it is one object, there all the way.
+        """Whether a run goes to another seed of one object with its own, which is there all the way.
 
+        It is one if a segmenter that knows it finds it in one piece, or if one seed lies on the other, not far away.
         Others may be two lesions.
         """
         if run.other is None or not run.other.present:
             return False
         ordered = sorted((run.start, run.other), key=lambda mark: mark.z)  # the same for both directions
         low, high = (self._mask(run.label, mark) for mark in ordered)
+        known = [self._find(run.label, z) for z in range(ordered[0].z, ordered[1].z + 1)]
+        if in_one_piece([odds > 0 for odds in known if odds is not None], low, high):
+            return True
         diameter = 2 * np.sqrt(max(low.sum(), high.sum()) / np.pi) * self._pixel
         apart = (ordered[1].z - ordered[0].z) * self.scene.volume.spacing[2]
         return apart <= APART * diameter and one_object(low, high, self.scene.how.overlap, self._reach)
