@@ -32,7 +32,7 @@ Mask = NDArray[np.bool_]
 FROM_MIDDLE, ANYWHERE = 0.13, 0.2
 """Where users annotate: near the middle of a structure, off by so much of its length (a standard deviation), and this
 share of times anywhere."""
-SECOND, SHAKY, SHAKE_MM = 0.2, 0.3, 4.0
+SECOND, SHAKY, SHAKE_MM = 0.5, 0.3, 4.0
 """Shares of examples with a second slice, and of slices that are annotated inexactly, by so many mm at most."""
 AROUND = 1.4
 """Side of what is cut out before it is turned and scaled, in sides of what the network sees."""
