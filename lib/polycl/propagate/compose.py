@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from polycl.metrics import dice
 from polycl.propagate.ending import one_object
 from polycl.propagate.engine import LARGEST
 from polycl.propagate.runs import Run
@@ -39,6 +40,12 @@ def blend(runs: Iterable[tuple[Run, Found]]) -> Found:
             total = sum(weight for weight, _ in parts)
             blended[z] = (torch.stack([weight * part for weight, part in there]).sum(dim=0) - absent * LARGEST) / total
     return blended
+
+
+def agreement(one: Found, other: Found, slices: Collection[int]) -> float:
+    """Mean Dice of what two runs found on `slices`; 0 on those where either has nothing, and without any."""
+    both = [((one[z] > 0).numpy(), (other[z] > 0).numpy()) for z in slices if z in one and z in other]
+    return sum(dice(*masks) or 0.0 for masks in both) / max(1, len(slices))
 
 
 def bridged(found: Found, stretches: Iterable[tuple[int, int]], longest: int, overlap: float) -> Found:

@@ -99,6 +99,14 @@ def plan(label: int, marks: Sequence[Mark], low: int, high: int, *, meet: float 
     return [run for run in runs if len(run.slices)]
 
 
+def facing(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Pairs of runs that go to one another: from the lower of two seeds that both show the object, and the higher."""
+    between = [run for run in runs if run.other is not None and run.other.present]
+    down = {(run.label, run.start): run for run in between if run.step < 0}
+    to = {run: (run.label, run.other) for run in between if run.step > 0 and run.other is not None}
+    return [(up, down[key]) for up, key in to.items() if key in down]
+
+
 def stretches(marks: Iterable[Mark]) -> list[tuple[int, int]]:
     """First and last slice of each stretch between two neighbouring seeds that both show the object."""
     ordered = sorted(marks, key=lambda mark: mark.z)

@@ -251,7 +251,7 @@ class Propagation:
         """InputError where what is found would take more memory than it may: float16 logits for each slice."""
         side = self.engine.size // 4
         depth = self._span[1] - self._span[0]
-        need = 2 * side * side * depth * len(self.labels) * 2 / 2**20  # two runs may visit a slice
+        need = 2 * side * side * depth * len(self.labels) * 3 / 2**20  # two runs may visit a slice, and one again
         if need > self.how.state_mib:
             raise InputError(
                 f"{len(self.labels)} labels on {depth} slices may take {need:.0f} MiB, and "
