@@ -162,6 +162,10 @@ class TestAgainstThePackage:
         assert kept.logits.std() > 0
         assert not torch.equal(kept.memory.pointer, gone.memory.pointer)
         assert torch.equal(ours.track([features[2]], [looked])[0].logits, gone.logits), "only where it was told"
+        surer, surest = ours.track([features[2]] * 2, [replace(looked, presence=by) for by in (2.0, 12.0)])
+        assert surer.presence == pytest.approx(gone.presence + 2, abs=1e-3)
+        assert torch.equal(surer.logits, gone.logits), "it is still believed to be gone"
+        torch.testing.assert_close(surest.logits, kept.logits)
 
     def test_directions_in_one_batch_are_the_same_as_one_by_one(self) -> None:
         ours = engine(predictor())

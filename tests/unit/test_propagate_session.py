@@ -226,6 +226,12 @@ class TestSeveralSeeds:
         assert at_first.count(True) == (2 if between else 0), "runs to one another alone, nor beyond them"
         assert len(at_first) == 4
 
+    def test_the_network_is_told_how_much_surer_to_be(self, engine: FakeSam2) -> None:
+        session = Propagation(ct(BODY), engine, parameters=PropagateParameters(presence=3.5))
+        session.put(1, {20: Seed(BODY[:, :, 20])})
+        session.run()
+        assert {recall.presence for step in engine.steps for recall in step} == {3.5}
+
     def test_without_any_object_there_is_nothing_to_do(self, engine: FakeSam2) -> None:
         session = Propagation(ct(BODY), engine)
         with pytest.raises(InputError, match="there is no seed: outline the object on at least one axial slice"):

@@ -116,6 +116,7 @@ class Recall:
         previous: logits [S / 4, S / 4] of the frame before in the direction of travel, where the network asks for them.
         hints: blended into what the network finds, one after the other, before that is remembered.
         there: the object is known to be on the frame, whether the network thinks so or not.
+        presence: added to its logit that the object is on the frame at all.
     """
 
     spatial: tuple[tuple[int, Memory], ...]
@@ -124,6 +125,7 @@ class Recall:
     previous: Any = None
     hints: tuple[Hint | Lean, ...] = ()
     there: bool = False
+    presence: float = 0.0
 
     def told(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [S / 4, S / 4] of the network with the hints blended in."""

@@ -28,6 +28,12 @@ class PropagateParameters(Parameters):
         gt=0,
         description="HU that the median of a slice may be off the seed's before it counts as absent, beyond all seeds",
     )
+    presence: float = Field(
+        default=2.0,
+        ge=-10,
+        le=10,
+        description="added to the network's logit that the object is on a slice: it soon loses what it never saw",
+    )
     tissue: float = Field(
         default=2.0,
         ge=0,

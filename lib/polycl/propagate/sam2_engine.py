@@ -171,15 +171,20 @@ class Sam2Engine:
 
     @contextmanager
     def _told_there(self, recalls: Sequence[Recall]) -> Iterator[None]:
-        """The mask decoder says that objects known to be there are there: else the package takes their masks away."""
-        if not any(one.there for one in recalls):
+        """The mask decoder says that objects known to be there are there: else the package takes their masks away.
+
+        It is surer of others, too, as they ask for.
+        """
+        if not any(one.there or one.presence for one in recalls):
             yield
             return
         there = torch.tensor([[one.there] for one in recalls], device=self.where.device)
+        more = torch.tensor([[one.presence] for one in recalls], device=self.where.device)
 
         def say(module: Any, args: Any, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             *masks, presences = outputs
-            return *masks, torch.where(there, presences.clamp_min(LEAST_PRESENCE), presences)
+            surer = presences + more.to(presences.dtype)
+            return *masks, torch.where(there, surer.clamp_min(LEAST_PRESENCE), surer)
 
         handle = self._net.sam_mask_decoder.register_forward_hook(say)
         try:

@@ -74,7 +74,8 @@ class Lane:
             self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
         )
         previous = self.logits[-1] if self.logits else self.start
-        return replace(looks, previous=previous, hints=hints, there=self.there)
+        presence = self.ending.how.presence
+        return replace(looks, previous=previous, hints=hints, there=self.there, presence=presence)
 
     def take(self, result: Tracked, remembered: int, hint: Hint | None, values: NDArray[np.float32]) -> bool:
         """Keep the next slice's result, and what the last `remembered` slices left; whether the run goes on.
