@@ -226,11 +226,15 @@ class TestSeveralSeeds:
         assert at_first.count(True) == (2 if between else 0), "runs to one another alone, nor beyond them"
         assert len(at_first) == 4
 
-    def test_the_network_is_told_how_much_surer_to_be(self, engine: FakeSam2) -> None:
-        session = Propagation(ct(BODY), engine, parameters=PropagateParameters(presence=3.5))
+    @pytest.mark.parametrize("around", [-100, 100], ids=["distinct", "the same around it"])
+    def test_the_network_is_told_to_be_surer_of_what_is_distinct(self, engine: FakeSam2, around: int) -> None:
+        image = ct(BODY)
+        image.voxels[~BODY] = around
+        session = Propagation(image, engine, parameters=PropagateParameters(presence=3.5))
         session.put(1, {20: Seed(BODY[:, :, 20])})
         session.run()
-        assert {recall.presence for step in engine.steps for recall in step} == {3.5}
+        told = [recall.presence for step in engine.steps for recall in step]
+        assert told == pytest.approx([3.5 if around < 0 else 0.0] * len(told), abs=0.1)
 
     def test_without_any_object_there_is_nothing_to_do(self, engine: FakeSam2) -> None:
         session = Propagation(ct(BODY), engine)
