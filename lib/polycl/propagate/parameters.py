@@ -32,8 +32,8 @@ class PropagateParameters(Parameters):
         default=2.0,
         ge=-10,
         le=10,
-        description="added at most to the network's logit that the object is on a slice: it soon loses what it never saw; "
-        "less the more of the same tissue is around it",
+        description="added at most to the network's logit that the object is on a slice: it soon loses what it never "
+        "saw; less the more of the same tissue is around it",
     )
     tissue: float = Field(
         default=2.0,
