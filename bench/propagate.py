@@ -173,7 +173,6 @@ def _ours(folder: Path, image: Any, seed: Any, size: int, steps: int, where: Any
             tissue=0.0,
             edges=False,
             appearance=0.0,
-            presence=0.0,
         ),
         roi=(0, SHAPE[0], 0, SHAPE[1], SEED - steps, SEED + steps + 1),
         region=Region(0, 0, SHAPE[0], SHAPE[1]),

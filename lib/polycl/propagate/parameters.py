@@ -29,7 +29,7 @@ class PropagateParameters(Parameters):
         description="HU that the median of a slice may be off the seed's before it counts as absent, beyond all seeds",
     )
     presence: float = Field(
-        default=2.0,
+        default=0.0,
         ge=-10,
         le=10,
         description="added at most to the network's logit that the object is on a slice: it soon loses what it never "

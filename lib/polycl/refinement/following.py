@@ -123,7 +123,7 @@ def _followed(
     widest = _widest(component)
     guide = _Itself.of(component, box, volume.spacing, how.follow or 0.0)
     # What it looks like was drawn by a model, not by a person.
-    as_it_is = PropagateParameters(appearance=0, haste=False, presence=0)
+    as_it_is = PropagateParameters(appearance=0, haste=False)
     session = Propagation(volume, engine, cache=cache, guides=[guide], parameters=as_it_is)
     session.put(1, beyond | {widest: Seed(component[:, :, widest])})
     found = np.asarray(session.run(progress).voxels == 1)
