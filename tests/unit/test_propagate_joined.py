@@ -95,6 +95,21 @@ def test_who_cancels_a_trial_gets_the_same_later(organ: Mask) -> None:
     np.testing.assert_array_equal(session.run().voxels, annotated(organ, Timid()).run().voxels)
 
 
+def test_what_was_added_since_a_cancelled_trial_comes_first() -> None:
+    """As regions may grow then, and in a trial they may not."""
+    engine = Timid()
+    session = annotated(LESIONS, engine)
+    with pytest.raises(Cancelled):
+        session.run(cancelled=lambda: any(recall.there for step in engine.steps for recall in step))
+    steps = len(engine.steps)
+    session.put(1, {34: Seed(LESIONS[:, :, 34])})
+    session.run()
+    told = [{recall.there for recall in step} for step in engine.steps[steps:]]
+    assert told[0] == {False}
+    assert {True} in told
+    assert {True, False} not in told
+
+
 def test_a_trial_shows_no_larger_region() -> None:
     """What is taken for the object may be anything: here all of a frame."""
 

@@ -96,7 +96,7 @@ def without_regrown(found: Found, first: int, last: int, steps: Collection[int] 
     """`found` without what grows again where the object had all but ended: that is something which it touches.
 
     Looked for below the slice `first` (step -1) and above `last` (1), the outermost that are annotated, if `steps` has
-    it. What is found on the other side counts for nothing, so an annotation there changes nothing here.
+    it. What is found beyond the other one counts for nothing; what is between them does.
     """
     areas, kept = {z: int((logits > 0).sum()) for z, logits in found.items()}, dict(found)
     between = max((areas.get(z, 0) for z in range(first, last + 1)), default=0)

@@ -116,14 +116,15 @@ class Group:
         False if there is more to do: an object grew out of the region, which is larger now, or two runs that lost it
         begin again.
         """
-        lanes = [self._lane(run) for run in self.pending()]
-        may_grow = not self.fixed and not any(lane.run in self._alone for lane in lanes)
-        rim = self.grid.rim(self._side) & may_grow
+        pending = self.pending()
+        first_time = [run for run in pending if run not in self._alone]
+        lanes = [self._lane(run) for run in first_time or pending]
+        rim = self.grid.rim(self._side) & (not self.fixed and bool(first_time))
         sweep = Sweep(self.scene.engine, self.features, self.scene.volume.shape[2], self._find, self._values, rim)
         outgrown = sweep.run(lanes, visited)
         if outgrown is None:
             self._results.update({lane.run: lane.outcome for lane in lanes})
-            return not self._joined()
+            return len(lanes) == len(pending) and not self._joined()
         self._grow(outgrown)
         return False
 
@@ -263,19 +264,21 @@ class Group:
     def _is_between(self, run: Run) -> bool:
         """Whether a run goes to another seed of one object with its own, which is there all the way.
 
-        It is one if a segmenter that knows it finds it in one piece, or if one seed lies on the other, not far away.
+        It is one if one seed lies on the other, not far away, or if a segmenter that is heard finds it in one piece.
         Others may be two lesions.
         """
         if run.other is None or not run.other.present:
             return False
         ordered = sorted((run.start, run.other), key=lambda mark: mark.z)  # the same for both directions
         low, high = (self._mask(run.label, mark) for mark in ordered)
-        known = [self._find(run.label, z) for z in range(ordered[0].z, ordered[1].z + 1)]
-        if in_one_piece([odds > 0 for odds in known if odds is not None], low, high):
-            return True
         diameter = 2 * np.sqrt(max(low.sum(), high.sum()) / np.pi) * self._pixel
         apart = (ordered[1].z - ordered[0].z) * self.scene.volume.spacing[2]
-        return apart <= APART * diameter and one_object(low, high, self.scene.how.overlap, self._reach)
+        if apart <= APART * diameter and one_object(low, high, self.scene.how.overlap, self._reach):
+            return True
+        if (say := self._say(run.label, run.marks)) is None:
+            return False
+        known = [self._find(run.label, z) for z in range(ordered[0].z, ordered[1].z + 1)]
+        return in_one_piece([odds + say.shift > 0 for odds in known if odds is not None], low, high)
 
     def _say(self, label: int, marks: Sequence[Mark]) -> Say | None:
         """How a segmenter is heard about a label, by how well it agrees with these seeds of it."""
