@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fake_sam2 import FakeSam2
+from fake_sam2 import FakeSam2, Told
 from polycl.errors import Cancelled
 from polycl.propagate.compose import agreement
 from polycl.propagate.engine import Features, Recall, Tracked
@@ -37,17 +37,6 @@ LESIONS = cylinder(22, 4, 11) | cylinder(38, 29, 36)
 """Both are to be seen on all slices but the dark ones, 36 mm of them, and annotated on two that lie 52 mm apart."""
 
 
-class Timid(FakeSam2):
-    """Believes an object to be gone where it is dark, unless it is told that it is there: then it is where it was."""
-
-    def track(self, features: Sequence[Features], recalls: Sequence[Recall]) -> list[Tracked]:
-        found = super().track(features, recalls)
-        return [
-            self._tracked(recall.previous > 0) if recall.there and one.presence < 0 else one
-            for one, recall in zip(found, recalls, strict=True)
-        ]
-
-
 def annotated(organ: Mask, engine: FakeSam2) -> Propagation:
     shown = organ.copy()
     shown[:, :, DARK.start : DARK.stop] = False
@@ -62,7 +51,7 @@ def there(session: Propagation) -> list[int]:
 
 
 def test_what_is_found_alike_from_both_sides_is_one_object() -> None:
-    engine = Timid()
+    engine = Told()
     session = annotated(VESSEL, engine)
     assert there(session) == list(range(4, 36))
     steps = len(engine.steps)
@@ -71,7 +60,7 @@ def test_what_is_found_alike_from_both_sides_is_one_object() -> None:
 
 
 def test_what_is_not_is_two() -> None:
-    engine = Timid()
+    engine = Told()
     session = annotated(LESIONS, engine)
     bright = [*range(4, DARK.start), *range(DARK.stop, 36)]
     assert there(session) == bright
@@ -84,7 +73,7 @@ def test_what_is_not_is_two() -> None:
 
 @pytest.mark.parametrize("organ", [VESSEL, LESIONS], ids=["one", "two"])
 def test_who_cancels_a_trial_gets_the_same_later(organ: Mask) -> None:
-    engine = Timid()
+    engine = Told()
     session = annotated(organ, engine)
 
     def trying() -> bool:
@@ -92,12 +81,12 @@ def test_who_cancels_a_trial_gets_the_same_later(organ: Mask) -> None:
 
     with pytest.raises(Cancelled):
         session.run(cancelled=trying)
-    np.testing.assert_array_equal(session.run().voxels, annotated(organ, Timid()).run().voxels)
+    np.testing.assert_array_equal(session.run().voxels, annotated(organ, Told()).run().voxels)
 
 
 def test_what_was_added_since_a_cancelled_trial_comes_first() -> None:
     """As regions may grow then, and in a trial they may not."""
-    engine = Timid()
+    engine = Told()
     session = annotated(LESIONS, engine)
     with pytest.raises(Cancelled):
         session.run(cancelled=lambda: any(recall.there for step in engine.steps for recall in step))
@@ -113,7 +102,7 @@ def test_what_was_added_since_a_cancelled_trial_comes_first() -> None:
 def test_a_trial_shows_no_larger_region() -> None:
     """What is taken for the object may be anything: here all of a frame."""
 
-    class Bold(Timid):
+    class Bold(Told):
         def track(self, features: Sequence[Features], recalls: Sequence[Recall]) -> list[Tracked]:
             found = super().track(features, recalls)
             everything = torch.ones(16, 16, dtype=torch.bool)
@@ -128,7 +117,7 @@ def test_a_trial_shows_no_larger_region() -> None:
 
 def test_progress_counts_the_trial() -> None:
     said: list[tuple[int, int]] = []
-    annotated(VESSEL, Timid()).run(lambda done, total: said.append((done, total)))
+    annotated(VESSEL, Told()).run(lambda done, total: said.append((done, total)))
     done, total = said[-1]
     assert done == total
     assert [one for one, _ in said] == sorted(one for one, _ in said)

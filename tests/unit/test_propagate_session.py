@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fake_sam2 import BRIGHT, FakeSam2
+from fake_sam2 import BRIGHT, FakeSam2, Told
 from polycl.errors import InputError
 from polycl.propagate.engine import Features, FramePrompt, Recall, Tracked
 from polycl.propagate.parameters import PropagateParameters
@@ -53,17 +53,6 @@ class Generous(FakeSam2):
 
     def prompt(self, features: Features, prompts: Sequence[FramePrompt]) -> list[Tracked]:
         return [self._tracked(features.top[0] > BRIGHT) for _ in prompts]
-
-
-class Told(FakeSam2):
-    """Where the object is known to be, and nothing is bright, it takes the mask before for it."""
-
-    def track(self, features: Sequence[Features], recalls: Sequence[Recall]) -> list[Tracked]:
-        results = super().track(features, recalls)
-        return [
-            self._tracked(recall.previous > 0) if recall.there and one.presence < 0 else one
-            for one, recall in zip(results, recalls, strict=True)
-        ]
 
 
 class Shrinking(FakeSam2):
