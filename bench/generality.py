@@ -61,7 +61,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def _structures(engine: VideoEngine) -> dict[str, dict[str, float]]:
     names = json.loads((DATA / "totalseg" / "labels.json").read_text())
-    image, labels = next(case for case in find_cases(DATA / "totalseg")).read()
+    image, labels = find_cases(DATA / "totalseg")[0].read()
     assert labels is not None
     rows = {}
     for index in sorted(set(np.unique(labels.voxels).tolist()) - {0}):

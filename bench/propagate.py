@@ -165,14 +165,7 @@ def _ours(folder: Path, image: Any, seed: Any, size: int, steps: int, where: Any
         engine,
         # Random masks are anywhere: none of what tells an organ's end, or mends its outline, applies.
         parameters=PropagateParameters(
-            connected=False,
-            collapse=0.0,
-            overlap=0.0,
-            patience=1e6,
-            drift=1e6,
-            tissue=0.0,
-            edges=False,
-            appearance=0.0,
+            connected=False, collapse=0.0, overlap=0.0, patience=1e6, drift=1e6, tissue=0.0, edges=False, appearance=0.0
         ),
         roi=(0, SHAPE[0], 0, SHAPE[1], SEED - steps, SEED + steps + 1),
         region=Region(0, 0, SHAPE[0], SHAPE[1]),
