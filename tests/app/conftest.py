@@ -5,13 +5,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from bright_tube import BODY, stored
 from starlette.testclient import TestClient
 from tiny_images import AFFINES, ct
 
 import fake_sam
+import fake_sam2
 from fake_sam import FakeSam
+from fake_sam2 import FakeSam2
 from polycl import checkpoints
 from polycl.checkpoints import Header
 from polycl.monailabel.segmented import Segmentations
@@ -79,6 +83,24 @@ def computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def sam() -> Iterator[FakeSam]:
     """The server has weights of SAM; a module asks for it before its first client."""
     yield from fake_sam.installed()
+
+
+@pytest.fixture(scope="module")
+def sam2() -> Iterator[FakeSam2]:
+    """The server has a network that propagates; a module asks for it before its first client."""
+    yield from fake_sam2.installed()
+
+
+@pytest.fixture(scope="module")
+def tubes(studies: Path) -> dict[str, Volume]:
+    """A bright tube in three axis orders, and one slice of it; a module asks for them before its first client."""
+    made = {
+        name: stored(np.where(BODY, 100, -100).astype(np.int16), AFFINES[name]) for name in ("ras", "swapped", "lps")
+    }
+    made["flat"] = Volume(np.where(BODY[:, :, 10:11], 100, -100).astype(np.int16), AFFINES["ras"])
+    for name, volume in made.items():
+        write_volume(volume, studies / f"tube_{name}.nii.gz")
+    return made
 
 
 @pytest.fixture(scope="session")

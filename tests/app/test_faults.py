@@ -1,7 +1,7 @@
 """Bad moments that have no page of their own: a client that stops to send, and a clock that jumps.
 
-A disk that is full is in `test_saving.py` and `test_room.py`, a PACS that is gone in `test_pacs.py` and
-`test_outbox.py`, processes that are killed in `test_learning_kills.py`, `test_saving_kills.py` and
+A disk that is full is in `test_saving.py`, `test_local_store.py` and `test_room.py`, a PACS that is gone in
+`test_pacs.py` and `test_outbox.py`, processes that are killed in `test_learning_kills.py`, `test_saving_kills.py` and
 `test_server_kills.py`, a client that stops to read in `test_queueing.py`.
 """
 

@@ -24,8 +24,6 @@ from starlette.testclient import TestClient
 from tiny_images import rotation
 from typer.testing import CliRunner
 
-import fake_sam2
-from fake_sam2 import FakeSam2
 from polycl.cli import app as command_line
 from polycl.monailabel import outbox
 from polycl.phantom import write_dicom_series
@@ -137,11 +135,6 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def studies(site: Site) -> str:
     return site.studies
-
-
-@pytest.fixture(scope="module")
-def sam2() -> Iterator[FakeSam2]:
-    yield from fake_sam2.installed()
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,6 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(scope="module")
-def segmenter(tiny_checkpoint: Path) -> Segmenter:
-    return Segmenter.load(tiny_checkpoint, device="cpu", precision="fp32")
-
-
-@pytest.fixture(scope="module")
 def ct() -> Volume:
     return make_phantom(0, shape=(48, 40, 6), spacing=(8.0, 9.0, 30.0)).image
 
