@@ -50,7 +50,7 @@ def test_some_of_the_same_around_it_makes_it_tell_less() -> None:
 
 def test_it_speaks_for_tissue_that_stayed_and_against_what_came_instead() -> None:
     mask = disk(8)
-    tissue = Tissue(median=40, deviation=LEAST, distinct=0.5)
+    tissue = Tissue(median=40, deviation=LEAST, distinct=0.5, area=200)
     hu = np.full((SIDE, SIDE), 40, np.float32)
     hu[:, 16:] = 22  # neither alike nor unlike
     hu[:10] = -100
@@ -65,6 +65,25 @@ def test_it_speaks_for_tissue_that_stayed_and_against_what_came_instead() -> Non
     assert odds[16, 8] == JOINS
     assert odds[16, 7] == 0.0
     assert set(np.unique(odds)) == {-KEPT_OUT, -1.0, 0.0, JOINS, 1.0}
+
+
+def test_it_is_still_there_as_far_as_its_tissue_is() -> None:
+    mask = disk(8)
+    tissue = Tissue(median=40, deviation=LEAST, distinct=0.5, area=int(mask.sum()))
+    hu = np.full((SIDE, SIDE), 40, np.float32)
+    assert tissue.stays(hu, mask) == 0.5
+    upper = disk(8) & (np.mgrid[:SIDE, :SIDE][0] < 16)
+    assert tissue.stays(np.where(upper, -100, hu), mask) == pytest.approx(0.5 * (1 - upper.sum() / mask.sum()))
+    assert tissue.stays(np.full_like(hu, -100), mask) == 0
+    assert tissue.stays(np.full_like(hu, np.nan), mask) == 0
+    assert tissue.stays(hu, disk(0)) == 0
+
+
+def test_of_what_has_swollen_it_says_nothing() -> None:
+    mask, hu = disk(8), np.full((SIDE, SIDE), 40, np.float32)
+    tissue = Tissue(median=40, deviation=LEAST, distinct=1, area=int(mask.sum()))
+    assert tissue.stays(hu, disk(9)) == 1
+    assert tissue.stays(hu, disk(10)) == 0
 
 
 def test_a_lean_adds_to_what_the_network_finds() -> None:

@@ -29,11 +29,11 @@ class PropagateParameters(Parameters):
         description="HU that the median of a slice may be off the seed's before it counts as absent, beyond all seeds",
     )
     presence: float = Field(
-        default=0.0,
+        default=3.0,
         ge=-10,
         le=10,
-        description="added at most to the network's logit that the object is on a slice: it soon loses what it never "
-        "saw; less the more of the same tissue is around it",
+        description="added at most to the network's logit that the object is on a slice, as it soon loses what it "
+        "never saw: where its own kind of tissue still is where it was; less the more of the same is around it",
     )
     tissue: float = Field(
         default=2.0,

@@ -74,7 +74,8 @@ class Lane:
             self.run, self.z, self.seeds, self.last, slots=engine.memories, pointers=engine.pointers, depth=depth
         )
         previous = self.logits[-1] if self.logits else self.start
-        presence = 0.0 if self.tissue is None else self.tissue.distinct * self.ending.how.presence
+        stays = 0.0 if self.tissue is None else self.tissue.stays(values, self.ending.last)
+        presence = self.ending.how.presence * stays
         return replace(looks, previous=previous, hints=hints, there=self.there, presence=presence)
 
     def take(self, result: Tracked, remembered: int, hint: Hint | None, values: NDArray[np.float32]) -> bool:

@@ -33,15 +33,25 @@ BLENDS = 0.3
 JOINS, KEPT_OUT = 0.5, 1.5
 """What these count, beside a pixel of the last mask: objects grow less often than they stay, and what grew into a
 neighbour of like HU stays there."""
+SWOLLEN = 1.5
+"""Times its annotated area; what is larger may have run into something else of the same tissue."""
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """The HU of an object: their median and deviation, and how distinct they are from those around it, 0 to 1."""
+    """The HU of an object where it was annotated.
+
+    Attributes:
+        median: of the HU, from the inner part.
+        deviation: of the HU, likewise.
+        distinct: how much they differ from those around it, 0 to 1.
+        area: pixels of the mask.
+    """
 
     median: float
     deviation: float
     distinct: float
+    area: int
 
     @classmethod
     def of(cls, values: Values, mask: Mask) -> Tissue | None:
@@ -56,7 +66,7 @@ class Tissue:
         around = values[ring & np.isfinite(values)]
         shared = float(np.mean(np.abs(around - median) < ALIKE * deviation)) if len(around) else 1.0
         distinct = 1 - shared / BLENDS
-        return cls(median, deviation, distinct) if distinct > 0 else None
+        return cls(median, deviation, distinct, int(mask.sum())) if distinct > 0 else None
 
     def lean(self, values: Values, last: Mask, most: float) -> Lean:
         """What HU [s, s] of a slice say, where the object was `last` one slice before; at most `most` log-odds."""
@@ -68,3 +78,14 @@ class Tissue:
         odds[rim & (off < CLOSE)] = JOINS
         odds[rim & (off > APART)] = -KEPT_OUT
         return Lean(most * self.distinct * odds)
+
+    def stays(self, values: Values, last: Mask) -> float:
+        """How much HU [s, s] of a slice say that the object is still there, where it was `last` one slice before.
+
+        From 0 to `distinct`, by the share of `last` that looks like it. Nothing of what has swollen.
+        """
+        area = int(last.sum())
+        if not 0 < area <= SWOLLEN * self.area:
+            return 0.0
+        alike = (np.abs(values - self.median) < ALIKE * self.deviation) & last
+        return self.distinct * float(alike.sum()) / area
