@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Literal, cast
 
 from filelock import FileLock
@@ -254,8 +254,7 @@ def _unpack(archive: Path, staged: dict[str, Path]) -> Report:
                 elif root not in staged or not member.isfile():
                     raise InputError("this is no back-up made by polycl")
                 else:
-                    tar.extract(member, staged[root], filter="data")
-                    files[member.name], size = staged[root] / member.name, size + member.size
+                    files[member.name], size = _extract(tar, member, staged[root]), size + member.size
     except FileNotFoundError:
         raise InputError(f"there is no file {archive}") from None
     except (tarfile.TarError, ValidationError, EOFError):
@@ -266,6 +265,23 @@ def _unpack(archive: Path, staged: dict[str, Path]) -> Report:
     if wrong or files.keys() != manifest.files.keys():
         raise InputError("the back-up is damaged: its files are not those that it was made of")
     return Report(len(files), size)
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> Path:
+    """Write a regular file of an archive below a folder, with its time and mode; InputError if it would be elsewhere.
+
+    The filters of `tarfile` would do, but the first releases of Python 3.11 lack them.
+    """
+    if ".." in PurePosixPath(member.name).parts:
+        raise InputError("this is no back-up made by polycl")
+    path = folder / member.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = cast(IO[bytes], tar.extractfile(member))
+    with path.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    path.chmod(member.mode & 0o755 | 0o600)
+    os.utime(path, (member.mtime, member.mtime))
+    return path
 
 
 def _moves(staged: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
