@@ -38,3 +38,12 @@ def test_a_disc_is_moved_by_so_many_mm_to_half_a_pixel(mm: float, angle: float) 
 def test_nothing_is_left_of_what_is_too_small() -> None:
     assert not tighter(disc(2), SPACING, 3).any()
     assert not shifted(disc(2), SPACING, 500, 0).any()
+
+
+def test_what_is_everywhere_stays_and_nothing_stays_nothing() -> None:
+    """There is no pixel outside to be near to, and none inside."""
+    nothing = np.zeros_like(disc(2))
+    assert tighter(~nothing, SPACING, 3).all()
+    assert not tighter(nothing, SPACING, 3).any()
+    assert wider(~nothing, SPACING, 3).all()
+    assert not wider(nothing, SPACING, 3).any()

@@ -421,6 +421,24 @@ class TestLimits:
         with pytest.raises(InputError, match="1 MiB are allowed: propagate fewer labels at a time"):
             session.run()
 
+    def test_the_longer_runs_overlap_the_more_they_hold(self, engine: FakeSam2) -> None:
+        depth = int(2**20 / (2 * (engine.size // 4) ** 2 * 3.5))
+        seed = np.zeros((8, 8), bool)
+        seed[2:5, 2:5] = True
+        session, longer = (
+            Propagation(
+                Volume(np.where(seed[..., None], 100, np.full((8, 8, depth), -100)).astype(np.int16), np.eye(4)),
+                engine,
+                parameters=PropagateParameters(state_mib=1, meet=meet),
+            )
+            for meet in (0.6, 1.0)
+        )
+        for one in (session, longer):
+            one.put(1, {20: Seed(seed)})
+        with pytest.raises(InputError, match="1 MiB are allowed"):
+            longer.run()
+        assert session.run().voxels.any()
+
     def test_a_cache_without_room_costs_time_and_no_result(self, engine: FakeSam2) -> None:
         session = Propagation(ct(BODY), engine, cache=EmbeddingCache(0))
         session.put(1, {20: Seed(BODY[:, :, 20])})

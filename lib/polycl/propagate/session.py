@@ -251,7 +251,8 @@ class Propagation:
         """InputError where what is found would take more memory than it may: float16 logits for each slice."""
         side = self.engine.size // 4
         depth = self._span[1] - self._span[0]
-        need = 2 * side * side * depth * len(self.labels) * 3 / 2**20  # two runs may visit a slice, and one again
+        visits = max(3, 4 * self.how.meet)  # of a slice: by two runs that overlap, and that may begin again
+        need = 2 * side * side * depth * len(self.labels) * visits / 2**20
         if need > self.how.state_mib:
             raise InputError(
                 f"{len(self.labels)} labels on {depth} slices may take {need:.0f} MiB, and "
