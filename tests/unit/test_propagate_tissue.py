@@ -79,6 +79,12 @@ def test_it_is_still_there_as_far_as_its_tissue_is() -> None:
     assert tissue.stays(hu, disk(0)) == 0
 
 
+def test_the_smaller_it_gets_the_less_likely_it_goes_on() -> None:
+    mask, hu = disk(8), np.full((SIDE, SIDE), 40, np.float32)
+    tissue = Tissue(median=40, deviation=LEAST, distinct=1, area=int(mask.sum()))
+    assert tissue.stays(hu, disk(4)) == pytest.approx(disk(4).sum() / mask.sum())
+
+
 def test_of_what_has_swollen_it_says_nothing() -> None:
     mask, hu = disk(8), np.full((SIDE, SIDE), 40, np.float32)
     tissue = Tissue(median=40, deviation=LEAST, distinct=1, area=int(mask.sum()))

@@ -82,10 +82,11 @@ class Tissue:
     def stays(self, values: Values, last: Mask) -> float:
         """How much HU [s, s] of a slice say that the object is still there, where it was `last` one slice before.
 
-        From 0 to `distinct`, by the share of `last` that looks like it. Nothing of what has swollen.
+        From 0 to `distinct`, by the pixels of `last` that look like it, as a share of that and of the annotated area:
+        less where the object tapers off. Nothing of what has swollen.
         """
         area = int(last.sum())
         if not 0 < area <= SWOLLEN * self.area:
             return 0.0
         alike = (np.abs(values - self.median) < ALIKE * self.deviation) & last
-        return self.distinct * float(alike.sum()) / area
+        return self.distinct * float(alike.sum()) / max(area, self.area)
