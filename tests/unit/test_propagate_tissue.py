@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from polycl.propagate.engine import LARGEST, Hint, Lean, Recall
-from polycl.propagate.tissue import JOINS, KEPT_OUT, LEAST, Tissue
+from polycl.propagate.tissue import JOINS, KEPT_OUT, LEAST, Counted, OneKind, Tissue
 
 pytestmark = pytest.mark.unit
 SIDE = 32
@@ -26,8 +26,9 @@ def test_an_object_in_fat_is_distinct_and_one_in_its_own_kind_tells_nothing() ->
     mask = disk(8)
     tissue = Tissue.of(plane(40, -100, mask), mask)
     assert tissue is not None
-    assert tissue.median == pytest.approx(40, abs=3)
-    assert tissue.deviation == pytest.approx(10, abs=2)
+    assert isinstance(tissue.kind, OneKind)
+    assert tissue.kind.median == pytest.approx(40, abs=3)
+    assert tissue.kind.deviation == pytest.approx(10, abs=2)
     assert tissue.distinct == 1
     assert Tissue.of(plane(40, 42, mask), mask) is None
     assert Tissue.of(np.full((SIDE, SIDE), np.nan, np.float32), mask) is None
@@ -50,7 +51,7 @@ def test_some_of_the_same_around_it_makes_it_tell_less() -> None:
 
 def test_it_speaks_for_tissue_that_stayed_and_against_what_came_instead() -> None:
     mask = disk(8)
-    tissue = Tissue(median=40, deviation=LEAST, distinct=0.5, area=200)
+    tissue = Tissue(OneKind(40, LEAST), distinct=0.5, area=200)
     hu = np.full((SIDE, SIDE), 40, np.float32)
     hu[:, 16:] = 22  # neither alike nor unlike
     hu[:10] = -100
@@ -69,7 +70,7 @@ def test_it_speaks_for_tissue_that_stayed_and_against_what_came_instead() -> Non
 
 def test_it_is_still_there_as_far_as_its_tissue_is() -> None:
     mask = disk(8)
-    tissue = Tissue(median=40, deviation=LEAST, distinct=0.5, area=int(mask.sum()))
+    tissue = Tissue(OneKind(40, LEAST), distinct=0.5, area=int(mask.sum()))
     hu = np.full((SIDE, SIDE), 40, np.float32)
     assert tissue.stays(hu, mask) == 0.5
     upper = disk(8) & (np.mgrid[:SIDE, :SIDE][0] < 16)
@@ -81,13 +82,13 @@ def test_it_is_still_there_as_far_as_its_tissue_is() -> None:
 
 def test_the_smaller_it_gets_the_less_likely_it_goes_on() -> None:
     mask, hu = disk(8), np.full((SIDE, SIDE), 40, np.float32)
-    tissue = Tissue(median=40, deviation=LEAST, distinct=1, area=int(mask.sum()))
+    tissue = Tissue(OneKind(40, LEAST), distinct=1, area=int(mask.sum()))
     assert tissue.stays(hu, disk(4)) == pytest.approx(disk(4).sum() / mask.sum())
 
 
 def test_of_what_has_swollen_it_says_nothing() -> None:
     mask, hu = disk(8), np.full((SIDE, SIDE), 40, np.float32)
-    tissue = Tissue(median=40, deviation=LEAST, distinct=1, area=int(mask.sum()))
+    tissue = Tissue(OneKind(40, LEAST), distinct=1, area=int(mask.sum()))
     assert tissue.stays(hu, disk(9)) == 1
     assert tissue.stays(hu, disk(10)) == 0
 
@@ -105,3 +106,43 @@ def test_tissue_is_heard_after_who_knows_the_object() -> None:
     recall = Recall((), (), 1, hints=hints)
     torch.testing.assert_close(recall.told(logits), torch.tensor([[0.6, -2.9, 1.1]]))
     assert torch.equal(Recall((), (), 1).told(logits), logits)
+
+
+class TestOfMoreThanOneKind:
+    """A bone: a row of it is dense, the next spongy, and the third marrow; in muscle, of HU between those."""
+
+    MASK = disk(8)
+    BONE = DENSE, SPONGY, MARROW = 325, 175, -75
+    MUSCLE = 25
+
+    @classmethod
+    def bone(cls, like_muscle: float = 0) -> NDArray[np.float32]:
+        """HU of one that is like muscle within so many pixels of its middle."""
+        hu = plane(cls.MUSCLE, cls.MUSCLE, cls.MASK)
+        rows = np.mgrid[:SIDE, :SIDE][0]
+        own = cls.MASK & ~disk(like_muscle)
+        hu[own] += np.array(cls.BONE)[rows % len(cls.BONE)][own] - cls.MUSCLE
+        return hu
+
+    def test_it_is_told_by_how_often_each_hu_is_found_where_one_median_tells_nothing(self) -> None:
+        tissue = Tissue.of(self.bone(), self.MASK)
+        assert tissue is not None
+        assert isinstance(tissue.kind, Counted)
+        assert tissue.distinct > 0.7
+        looks = tissue.kind.likeness(np.array([*self.BONE, self.MUSCLE, np.nan]))
+        assert looks.alike.tolist() == [True, True, True, False, False]
+        assert looks.unlike.tolist() == [False, False, False, True, False]
+        assert looks.joins.any()
+        assert not (looks.joins & ~looks.alike).any()
+        assert not (looks.kept_out & ~looks.unlike).any()
+
+    def test_one_kind_is_taken_for_one(self) -> None:
+        tissue = Tissue.of(plane(self.DENSE, self.MUSCLE, self.MASK), self.MASK)
+        assert tissue is not None
+        assert isinstance(tissue.kind, OneKind)
+
+    def test_it_tells_the_less_the_more_of_it_is_like_what_is_around(self) -> None:
+        some, more = (Tissue.of(self.bone(radius), self.MASK) for radius in (3, 5))
+        assert some is not None
+        assert more is not None
+        assert 0 < more.distinct < some.distinct < 1
